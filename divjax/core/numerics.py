@@ -1,0 +1,75 @@
+"""Elementary functions that stay exact, with exact derivatives, where the textbook form does not.
+
+Each takes and returns arrays of one shape. They follow one rule: a dead branch of `where` is fed
+a harmless input, because 0 * inf in its derivative is NaN.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from divjax.core.types import Array
+
+
+def mul_exp(x: Array, log_w: Array) -> Array:
+    """x * exp(log_w), and exactly 0 with zero gradient where exp(log_w) is 0.
+
+    Args:
+        x: [*E], may be infinite or NaN where the weight is 0.
+        log_w: [*E].
+
+    Returns:
+        [*E].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.core import mul_exp
+        >>> float(mul_exp(jnp.float32(jnp.inf), jnp.float32(-jnp.inf)))
+        0.0
+    """
+    w = jnp.exp(log_w)
+    alive = w > 0
+    return jnp.where(alive, jnp.where(alive, x, 0.0) * jnp.where(alive, w, 0.0), 0.0)
+
+
+def xlogy(x: Array, y: Array) -> Array:
+    """X log y with 0 log 0 = 0 and zero gradient there, +-inf elsewhere as the limit has it."""
+    alive = x != 0
+    return jnp.where(alive, x * jnp.log(jnp.where(alive, y, 1.0)), 0.0)
+
+
+def log1mexp(x: Array) -> Array:
+    """log(1 - e^x) for x <= 0; -inf at 0."""
+    near = x > -0.6931472
+    return jnp.where(
+        near,
+        jnp.log(-jnp.expm1(jnp.where(near, x, -0.5))),
+        jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))),
+    )
+
+
+def exprel(x: Array) -> Array:
+    """(e^x - 1) / x, 1 at 0."""
+    small = jnp.abs(x) < 1e-4
+    safe = jnp.where(small, 1.0, x)
+    return jnp.where(small, 1.0 + x / 2.0 + x * x / 6.0, jnp.expm1(safe) / safe)
+
+
+def log_mean_exp(x: Array, axis: int = -1, where: Array | None = None) -> Array:
+    """log of the mean of e^x over an axis; -inf where nothing counts."""
+    count = (
+        jnp.asarray(x.shape[axis]) if where is None else jnp.sum(where, axis=axis, dtype=jnp.int32)
+    )
+    total = jax.nn.logsumexp(x, axis=axis, where=where)
+    empty = count == 0
+    return jnp.where(empty, -jnp.inf, total - jnp.log(jnp.where(empty, 1, count).astype(x.dtype)))
+
+
+def safe_sqrt(x: Array) -> Array:
+    """sqrt(x) with derivative 0 at 0, the convention for norms of equal points."""
+    alive = x > 0
+    return jnp.where(alive, jnp.sqrt(jnp.where(alive, x, 1.0)), 0.0)
+
+
+def safe_norm(x: Array, axis: int = -1) -> Array:
+    """Euclidean norm over an axis, with gradient 0 at the origin."""
+    return safe_sqrt(jnp.sum(x * x, axis=axis))

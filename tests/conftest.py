@@ -1,0 +1,22 @@
+"""Eight fake CPU devices for every test; the count is asserted, never assumed."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _eight_devices():
+    assert jax.device_count() == 8
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
