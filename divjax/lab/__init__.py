@@ -1,0 +1,76 @@
+'''The laboratory: one file per paper in, records, a verdict and a report out. It knows no method.
+
+    experiment.py  Experiment, Cell, Report, Run      runner.py   cells behind a progress bar
+    records.py     rows on disk, reading and repair   verdict.py  the one rule
+    report.py      report.md, report.html             plots.py    figures in one style
+    data.py        data with its hash                 cli.py      list, show, run, report, verify
+
+An experiment is a file `experiments/NAME.py` with a module-level `EXPERIMENT`:
+
+    @dataclass(frozen=True)
+    class Config:                                   # every field has a default; the command line
+        lr: float = 3e-3                            # gets --lr, typed, from this class
+        steps: int = 800
+        seeds: int = 8
+
+    def cells(config):                              # a cell holds all its seeds (vmap)
+        return [Cell(arm, {"arm": arm}, seeds=range(100, 100 + config.seeds)) for arm in ARMS]
+
+    def run(config, cell, run):                     # a generator of rows
+        arm = ARMS[cell.settings["arm"]]
+        state = yield from run.train(               # rows {"seed", "step", **metrics}
+            update,                                 # (state, batch) -> (state, info), compiled
+            state,                                  # has .step, [] or [S] with a leading seed axis
+            batches,                                # batches(step: int) -> batch, a pure function
+            steps=config.steps,                     # up to this step; the cursor is state.step
+            evaluate=evaluate,                      # (state) -> {metric: [] or [S]}
+            every=100,                              # evaluate at its multiples and at the end
+        )
+        yield from run.rows({"test_accuracy": test(state)})      # one row per seed, values [S]
+
+    def analyse(config, records):                   # records: list of dicts, one per row
+        last = final(records, "test_ece")           # rows that have the metric, last step
+        ece = by_seed(last, "test_ece", by="arm")   # {arm: {seed: value}}
+        accuracy = by_seed(final(records, "test_accuracy"), "test_accuracy", by="arm")
+        return Report(
+            parts=[
+                superior("calibration error lower", ece["bd"], ece["kl"], margin=0.01,
+                         larger_is_better=False),
+                not_worse("accuracy not lower", accuracy["bd"], accuracy["kl"], margin=0.005),
+            ],
+            tables={"Test split": summary(records, ["test_accuracy", "test_ece"], by="arm")},
+            figures={"Learning curves": lambda: plots.learning_curves(records, "accuracy")},
+            notes=["What the reader should know."],
+        )
+
+    EXPERIMENT = Experiment(
+        name="toy", paper="2212.12965", claim="One falsifiable sentence.",
+        config=Config, presets={"smoke": {"steps": 20, "seeds": 2}, "demo": {...}, "cpu": {}},
+        cells=cells, run=run, analyse=analyse,
+        data=lambda config: [digits().provenance],
+    )
+
+Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
+
+    Experiment(name, paper, claim, config, presets, cells, run, analyse, data=no_data)
+    Cell(name, settings={}, seeds=())               # rows carry "cell" and the settings
+    Report(parts, tables={}, figures={}, notes=())  # tables: DataFrames; figures: () -> Figure
+    Run.train(step, state, batches, *, steps, evaluate, every, log=None, allow_nonfinite=False,
+              save_seconds=30.0, save_steps=None) -> generator of rows that returns the state
+    Run.rows(metrics, **more) -> list of rows       # metrics: {name: [S] or [S, ...]}
+    superior(name, ours, theirs, *, margin, larger_is_better=True) -> Part
+    not_worse(name, ours, theirs, *, margin, larger_is_better=True) -> Part
+    stated(name, estimate, low, high, *, threshold, seeds) -> Part      # a fit, an order, a bound
+    conclude(parts, *, preset) -> Verdict           # the runner calls it
+    final(records, metric) -> records               # the last row of each cell and seed
+    by_seed(records, metric, *, by) -> {group: {seed: value}}
+    choose(records, metric, *, by, over, larger_is_better=True) -> {group: {setting: value}}
+    summary(records, metrics, *, by) -> DataFrame   # mean and 95 % half-width over seeds
+    frame(records) -> DataFrame
+    plots.learning_curves(records, metric, *, by="arm", x="step") -> Figure
+    plots.by_arm(records, metric, *, by="arm") -> Figure         # a dot per seed, mean, interval
+    plots.reliability(confidence, accuracy, count) -> Figure     # {arm: [bins]} three times
+    plots.intervals(parts) -> Figure                             # every report has this one
+    digits() -> Data(inputs, labels, provenance)                 # real 8x8 images
+    load(name, read, *, source, path=None) -> (arrays, Provenance)      # path or $DIVJAX_DATA
+'''
