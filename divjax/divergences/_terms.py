@@ -1,0 +1,141 @@
+"""The terms of an f-divergence and of its derivatives, pointwise and exact at every edge.
+
+Everything is two-sided: with v = min(u, 0) and w = max(u, 0), a term is q F(v) where q >= p and
+p G(w) where p > q, so that the larger weight multiplies a factor that grows slowly. The weighted
+slopes follow the same rule: q S(u) = p e^-u S(u) and p R(u) = q e^u R(u).
+"""
+
+from functools import cache
+from math import factorial, inf
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from divjax.core import Array
+from divjax.divergences.generators import Generator, reverse
+
+_ORDER = 4  # Taylor terms kept: u^2 ... u^5
+_HUGE = 1e30  # beyond it a power law is its leading term, and a product with it may overflow
+_FAR = 60.0  # where e^-u S(u) of every logarithmic record has reached its limit
+
+
+class Weighted(NamedTuple):
+    """One row of terms, each [..., K]; sums over K are the divergence and its derivatives."""
+
+    value: Array  # q f(t)
+    slope_p: Array  # p R, the derivative by log p
+    slope_q: Array  # q S, the derivative by log q
+    pull: Array  # q t^2 f''(t), what couples the two in second derivatives
+
+
+class _Side(NamedTuple):
+    """What happens to a record for u <= 0 (mirrored for u >= 0); Python numbers."""
+
+    series: tuple[float, ...]  # f(e^u) = u^2 (c0 + c1 u + ...)
+    radius: float  # of |u| in which the series is used
+    growth: float  # e^(growth u) is how fast t^2 f'' goes as u -> -inf
+
+
+@cache
+def _left(g: Generator, dtype: jnp.dtype) -> _Side:
+    """Series and growth of `under_q` for u <= 0.
+
+    F = f(e^u) solves F'' - F' = h with h = t^2 f'' = exp(log_pull) and F(0) = F'(0) = 0, so the
+    Taylor coefficients of h give those of F.
+    """
+    with jax.ensure_compile_time_eval():
+
+        def pull(u: Array) -> Array:
+            return jnp.exp(g.log_pull(u))
+
+        h = []
+        for k in range(_ORDER + 1):
+            h.append(float(pull(jnp.zeros((), dtype))) / factorial(k))
+            pull = jax.grad(pull)
+        far = jnp.asarray([-1000.0, -500.0], dtype)
+        low, high = g.log_pull(far).tolist()
+    growth = (high - low) / 500.0 if low > -inf and high > -inf else inf
+    c = [0.0, 0.0]
+    for k in range(_ORDER + 1):
+        c.append((h[k] + (k + 1) * c[k + 1]) / ((k + 2) * (k + 1)))
+    if not c[2] > 0:  # a kink at 1: f is its own leading term
+        return _Side((0.0,), -1.0, growth)
+    tolerance = 8.0 * float(jnp.finfo(dtype).eps)
+    last = abs(c[_ORDER + 2]) / c[2]
+    radius = min(0.25, (tolerance / last) ** (1 / _ORDER)) if last > 0 else 0.25
+    return _Side(tuple(c[2 : _ORDER + 2]), radius, growth)
+
+
+def _horner(coefficients: tuple[float, ...], u: Array) -> Array:
+    total = jnp.full_like(u, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        total = total * u + c
+    return total * u * u
+
+
+def _finite(x: Array) -> Array:
+    """Derivatives are those of the representable terms."""
+    return jnp.where(jnp.isfinite(x), x, 0.0)
+
+
+def _limit(weight: Array, cost: float) -> Array:
+    """weight * cost; inf whatever the weight, as the weight's logarithm is finite here."""
+    return jnp.full_like(weight, inf) if cost == inf else weight * cost
+
+
+def weighted(g: Generator, u: Array, p: Array, q: Array, log_p: Array, log_q: Array) -> Weighted:
+    """The four terms of every point.
+
+    Args:
+        g: the record.
+        u: [..., K] log p - log q, computed as accurately as its source allows; +-inf where only
+            one side is -inf, 0 where both are.
+        p: [..., K] exp(log_p).
+        q: [..., K] exp(log_q).
+        log_p: [..., K], used where a weight times a growth would overflow.
+        log_q: [..., K].
+
+    Returns:
+        Weighted, each [..., K]; terms that XLA does not need are not computed.
+    """
+    left = _left(g, u.dtype)
+    right = _left(reverse(g), u.dtype)  # mirrored
+    low, high = u == -inf, u == inf
+    is_left = u <= 0
+    v = jnp.where(is_left & ~low, u, 0.0)
+    w = jnp.where(is_left | high, 0.0, u)
+
+    near_v = jnp.maximum(v, -max(left.radius, 0.0))
+    near_w = jnp.minimum(w, max(right.radius, 0.0))
+    below = jnp.where(v >= -left.radius, _horner(left.series, near_v), g.under_q(v))
+    above = jnp.where(w <= right.radius, _horner(right.series, -near_w), g.under_p(w))
+    value = jnp.where(is_left, q * below, p * above)
+
+    v_far, w_far = jnp.maximum(v, -_FAR), jnp.minimum(w, _FAR)
+    slope_p = jnp.where(is_left, q * jnp.exp(v_far) * g.slope_p(v_far), p * g.slope_p(w))
+    slope_q = jnp.where(is_left, q * g.slope_q(v), p * jnp.exp(-w_far) * g.slope_q(w_far))
+    log_h = jnp.where(is_left, log_q + g.log_pull(v), log_p + (g.log_pull(w) - w))
+    pull = jnp.exp(jnp.where(low | high, -inf, log_h))
+
+    # A side on which f is a power law: where its factor is huge, the leading term, in logarithms.
+    a = left.growth
+    if a < 0:
+        huge = below > _HUGE
+        value = jnp.where(huge, pull / (a * (a - 1.0)), value)
+        slope_p = jnp.where(huge, pull / (a - 1.0), slope_p)
+        slope_q = jnp.where(huge, -pull / a, slope_q)
+    a = 1.0 - right.growth
+    if a > 1:
+        huge = above > _HUGE
+        value = jnp.where(huge, pull / (a * (a - 1.0)), value)
+        slope_p = jnp.where(huge, pull / (a - 1.0), slope_p)
+        slope_q = jnp.where(huge, -pull / a, slope_q)
+
+    value = jnp.where(low, _limit(q, g.at_zero), jnp.where(high, _limit(p, g.at_inf), value))
+    zero = jnp.zeros_like(u)
+    only_p = p * g.at_inf if g.at_inf < inf else zero
+    only_q = q * g.at_zero if g.at_zero < inf else zero
+    slope_p = jnp.where(low, 0.0, jnp.where(high, only_p, slope_p))
+    slope_q = jnp.where(high, 0.0, jnp.where(low, only_q, slope_q))
+    return Weighted(value, _finite(slope_p), _finite(slope_q), _finite(pull))

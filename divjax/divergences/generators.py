@@ -1,0 +1,434 @@
+"""One record per f-divergence: everything the library does with it follows from these functions.
+
+D_f(p || q) = sum_i q_i f(t_i) with t = p / q, and all functions take u = log t = log p - log q.
+Gauge: f(1) = f'(1) = 0, so that f >= 0 and every single-sample estimate is >= 0.
+
+A new divergence is one `Generator` value. Each of its functions has to be right on the whole
+line: no NaN for any finite u, +-inf only where the true value exceeds the type, and relative
+accuracy near u = 0 for the slopes (write them with expm1 and log1p); `under_q` and `under_p`
+may cancel near 0, where the library uses the Taylor series that `log_pull` determines.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from math import exp, inf, log
+
+import jax
+import jax.numpy as jnp
+
+from divjax.core import Array, check
+
+Curve = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The record of one f-divergence; static and hashable, so a jitted caller traces once.
+
+    Attributes:
+        name: unique name.
+        under_q: F(u) = f(e^u), what one sample of q contributes.
+        under_p: G(u) = e^-u f(e^u), the same term under a sample of p.
+        slope_p: R(u) = f'(e^u), the gradient weight of log p under p.
+        slope_q: S(u) = f(t) - t f'(t), the gradient weight of log q under q.
+        log_pull: log(t^2 f''(t)), the curvature seen by log-ratios; -inf for tv.
+        at_zero: f(0), what a point costs that only q can reach.
+        at_inf: f'(inf), what a point costs that only p can reach.
+        inverse_p: s -> u with slope_p(u) = s, in closed form or None.
+        inverse_q: s -> u with slope_q(u) = s, in closed form or None.
+
+    Example:
+        >>> from divjax.divergences import generators
+        >>> float(generators.kl.slope_p(0.5)), generators.kl.at_inf
+        (0.5, inf)
+    """
+
+    name: str
+    under_q: Curve
+    under_p: Curve
+    slope_p: Curve
+    slope_q: Curve
+    log_pull: Curve
+    at_zero: float
+    at_inf: float
+    inverse_p: Curve | None = None
+    inverse_q: Curve | None = None
+
+    @property
+    def taylor(self) -> tuple[float, float] | None:
+        """f''(1) and f'''(1); None where f has a kink at 1."""
+        with jax.ensure_compile_time_eval():
+            zero = jnp.zeros(())
+            pull = jax.jvp(self.log_pull, (zero,), (jnp.ones_like(zero),))
+            second, slope = exp(float(pull[0])), float(pull[1])
+        return (second, second * (slope - 2.0)) if second > 0 else None
+
+
+@cache
+def reverse(g: Generator) -> Generator:
+    """The record of D_f(q || p): t f(1/t)."""
+
+    def mirror(curve: Curve) -> Curve:
+        return lambda u: curve(-u)
+
+    def mirror_inverse(curve: Curve | None) -> Curve | None:
+        return None if curve is None else lambda s: -curve(s)
+
+    return Generator(
+        name=f"reverse_{g.name}",
+        under_q=mirror(g.under_p),
+        under_p=mirror(g.under_q),
+        slope_p=mirror(g.slope_q),
+        slope_q=mirror(g.slope_p),
+        log_pull=lambda u: u + g.log_pull(-u),
+        at_zero=g.at_inf,
+        at_inf=g.at_zero,
+        inverse_p=mirror_inverse(g.inverse_q),
+        inverse_q=mirror_inverse(g.inverse_p),
+    )
+
+
+@cache
+def scale(g: Generator, factor: float, name: str) -> Generator:
+    """The record of factor * D_f; factor > 0."""
+    check.positive("factor", factor, caller="scale")
+
+    def times(curve: Curve) -> Curve:
+        return lambda u: factor * curve(u)
+
+    def inverse(curve: Curve | None) -> Curve | None:
+        return None if curve is None else lambda s: curve(s / factor)
+
+    return Generator(
+        name=name,
+        under_q=times(g.under_q),
+        under_p=times(g.under_p),
+        slope_p=times(g.slope_p),
+        slope_q=times(g.slope_q),
+        log_pull=lambda u: log(factor) + g.log_pull(u),
+        at_zero=factor * g.at_zero,
+        at_inf=factor * g.at_inf,
+        inverse_p=inverse(g.inverse_p),
+        inverse_q=inverse(g.inverse_q),
+    )
+
+
+@cache
+def linear_tails(g: Generator, max_log_ratio: float) -> Generator:
+    """A finite surrogate: f goes on along its tangent, linearly in t, where |u| is beyond a bound.
+
+    The result is convex, lies below f, is finite for any supports and keeps a gradient in the
+    tails; it is no clip of the value.
+    """
+    check.positive("max_log_ratio", max_log_ratio, caller="linear_tails")
+    bound = float(max_log_ratio)
+
+    def clipped(curve: Curve) -> Curve:
+        return lambda u: curve(jnp.clip(u, -bound, bound))
+
+    def end(curve: Curve, u: float) -> float:
+        with jax.ensure_compile_time_eval():
+            return float(curve(jnp.asarray(u)))
+
+    slope_p, slope_q = clipped(g.slope_p), clipped(g.slope_q)
+
+    def inside(u: Array, curve: Curve, tangent: Array) -> Array:
+        return jnp.where(jnp.abs(u) <= bound, curve(jnp.clip(u, -bound, bound)), tangent)
+
+    return Generator(
+        name=f"{g.name}_linear_{bound:g}",
+        under_q=lambda u: inside(u, g.under_q, slope_q(u) + jnp.exp(u) * slope_p(u)),
+        under_p=lambda u: inside(u, g.under_p, jnp.exp(-u) * slope_q(u) + slope_p(u)),
+        slope_p=slope_p,
+        slope_q=slope_q,
+        log_pull=lambda u: inside(u, g.log_pull, jnp.full_like(u, -inf)),
+        at_zero=end(g.slope_q, -bound),
+        at_inf=end(g.slope_p, bound),
+    )
+
+
+def _expm1_over(c: float, u: Array) -> Array:
+    """(e^(c u) - 1) / c, and its limit u at c = 0."""
+    return u if c == 0 else jnp.expm1(c * u) / c
+
+
+def _log_mix(u: Array, weight: float) -> Array:
+    """log(1 - weight + weight e^u), relatively accurate near 0 and without overflow."""
+    low = u < 1.0
+    inner = jnp.expm1(jnp.where(low, u, -u))
+    return jnp.where(low, 0.0, u) + jnp.log1p(jnp.where(low, weight, 1.0 - weight) * inner)
+
+
+def _softplus(u: Array) -> Array:
+    return jnp.logaddexp(u, 0.0)
+
+
+# e^-80 is below one rounding of everything it is added to, and e^80 is a float32: beyond these
+# bounds a saturated term may be evaluated at the bound.
+_SATURATED = 80.0
+
+
+def _kl_under_q(u: Array) -> Array:
+    v = jnp.maximum(u, -40.0)  # u e^u - (e^u - 1) without inf - inf on the right
+    return jnp.expm1(v) * (v - 1.0) + v
+
+
+kl = Generator(
+    name="kl",
+    under_q=_kl_under_q,
+    under_p=lambda u: u + jnp.expm1(-u),
+    slope_p=lambda u: jnp.asarray(u),
+    slope_q=lambda u: -jnp.expm1(u),
+    log_pull=lambda u: jnp.asarray(u),
+    at_zero=1.0,
+    at_inf=inf,
+    inverse_p=lambda s: s,
+    inverse_q=lambda s: jnp.log1p(-s),
+)
+"""KL(p || q): f(t) = t log t - t + 1."""
+
+jeffreys = Generator(
+    name="jeffreys",
+    under_q=lambda u: u * jnp.expm1(u),
+    under_p=lambda u: -u * jnp.expm1(-u),
+    slope_p=lambda u: u - jnp.expm1(-u),
+    slope_q=lambda u: -u - jnp.expm1(u),
+    log_pull=_softplus,
+    at_zero=inf,
+    at_inf=inf,
+)
+"""KL(p || q) + KL(q || p): f(t) = (t - 1) log t."""
+
+squared_hellinger = Generator(
+    name="squared_hellinger",
+    under_q=lambda u: 0.5 * jnp.expm1(0.5 * u) ** 2,
+    under_p=lambda u: 0.5 * jnp.expm1(-0.5 * u) ** 2,
+    slope_p=lambda u: -0.5 * jnp.expm1(-0.5 * u),
+    slope_q=lambda u: -0.5 * jnp.expm1(0.5 * u),
+    log_pull=lambda u: 0.5 * u - log(4.0),
+    at_zero=0.5,
+    at_inf=0.5,
+    inverse_p=lambda s: -2.0 * jnp.log1p(-2.0 * s),
+    inverse_q=lambda s: 2.0 * jnp.log1p(-2.0 * s),
+)
+"""1 - sum sqrt(p q): f(t) = (sqrt t - 1)^2 / 2; at most 1."""
+
+pearson = Generator(
+    name="pearson",
+    under_q=lambda u: jnp.expm1(u) ** 2,
+    under_p=lambda u: -jnp.expm1(u) * jnp.expm1(-u),
+    slope_p=lambda u: 2.0 * jnp.expm1(u),
+    slope_q=lambda u: -jnp.expm1(2.0 * u),
+    log_pull=lambda u: 2.0 * u + log(2.0),
+    at_zero=1.0,
+    at_inf=inf,
+    inverse_p=lambda s: jnp.log1p(0.5 * s),
+    inverse_q=lambda s: 0.5 * jnp.log1p(-s),
+)
+"""Pearson's chi^2: f(t) = (t - 1)^2."""
+
+neyman = replace(reverse(pearson), name="neyman")
+"""Neyman's chi^2: f(t) = (t - 1)^2 / t."""
+
+tv = Generator(
+    name="tv",
+    under_q=lambda u: 0.5 * jnp.abs(jnp.expm1(u)),
+    under_p=lambda u: 0.5 * jnp.abs(jnp.expm1(-u)),
+    slope_p=lambda u: 0.5 * jnp.sign(u),
+    slope_q=lambda u: -0.5 * jnp.sign(u),
+    log_pull=lambda u: jnp.full_like(u, -inf),
+    at_zero=0.5,
+    at_inf=0.5,
+)
+"""Total variation: f(t) = |t - 1| / 2; at most 1, with a kink at 1 (slope 0 there)."""
+
+
+def _lecam_slope(u: Array) -> Array:
+    half = jnp.tanh(0.5 * u)
+    return half * (1.0 - 0.5 * half)
+
+
+lecam = Generator(
+    name="lecam",
+    under_q=lambda u: 0.5 * jnp.expm1(u) * jnp.tanh(0.5 * u),
+    under_p=lambda u: -0.5 * jnp.expm1(-u) * jnp.tanh(0.5 * u),
+    slope_p=_lecam_slope,
+    slope_q=lambda u: _lecam_slope(-u),
+    log_pull=lambda u: log(4.0) + 2.0 * u - 3.0 * _softplus(u),
+    at_zero=0.5,
+    at_inf=0.5,
+    inverse_p=lambda s: jnp.log(2.0 / jnp.sqrt(1.0 - 2.0 * s) - 1.0),
+    inverse_q=lambda s: -jnp.log(2.0 / jnp.sqrt(1.0 - 2.0 * s) - 1.0),
+)
+"""Le Cam's (triangular) divergence: f(t) = (t - 1)^2 / (2 (t + 1)); at most 1."""
+
+
+def _soft_reverse_kl(curve: Callable[[Array, Array], Array]) -> Curve:
+    return lambda u: curve(u, _log_mix(-u, 0.5))  # k = log((1 + 1/t) / 2)
+
+
+soft_reverse_kl = Generator(
+    name="soft_reverse_kl",
+    under_q=_soft_reverse_kl(lambda u, k: jnp.expm1(u) * (k + 1.0) + 2.0 * k),
+    under_p=_soft_reverse_kl(lambda u, k: jnp.expm1(-u) * (k - 1.0) + 2.0 * k),
+    slope_p=_soft_reverse_kl(lambda u, k: k - jnp.expm1(-u)),
+    slope_q=_soft_reverse_kl(lambda u, k: k),
+    log_pull=lambda u: -_softplus(u),
+    at_zero=inf,
+    at_inf=1.0 - log(2.0),
+    inverse_q=lambda s: -jnp.log(jnp.expm1(s + log(2.0))),
+)
+"""2 KL((p + q)/2 || p): f(t) = (t + 1) log((t + 1)/(2 t)) + t - 1."""
+
+
+@cache
+def js(weight: float = 0.5, *, normalise: bool = False) -> Generator:
+    """Generalised Jensen-Shannon: b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
+
+    Args:
+        weight: b in (0, 1); GKD's beta (arXiv 2306.13649). 1/2 is the Jensen-Shannon divergence.
+        normalise: divides by b (1 - b), so that b -> 1 and b -> 0 tend to the two KLs.
+
+    Raises:
+        ValueError: weight outside (0, 1); the limits are kl and reverse(kl), not 0.
+    """
+    check.fraction("weight", weight, caller="js", open_ends=True)
+    b = float(weight)
+    name = "js" if b == 0.5 else f"js_{b:g}"
+    if normalise:
+        return scale(js(b), 1.0 / (b * (1.0 - b)), f"{name}_normalised")
+
+    def under(u: Array, b: float) -> Array:
+        grown = jnp.exp(u) * _log_mix(-u, 1.0 - b)
+        return -b * grown - (1.0 - b) * _log_mix(u, b)
+
+    return Generator(
+        name=name,
+        under_q=lambda u: under(u, b),
+        under_p=lambda u: under(-u, 1.0 - b),
+        slope_p=lambda u: -b * _log_mix(-u, 1.0 - b),
+        slope_q=lambda u: -(1.0 - b) * _log_mix(u, b),
+        log_pull=lambda u: log(b * (1.0 - b)) + u - _log_mix(u, b),
+        at_zero=-(1.0 - b) * log(1.0 - b),
+        at_inf=-b * log(b),
+        inverse_p=lambda s: s / b + log(1.0 - b) - jnp.log1p(-b * jnp.exp(s / b)),
+        inverse_q=lambda s: jnp.log1p(-(1.0 - b) * jnp.exp(s / (1.0 - b))) - s / (1.0 - b) - log(b),
+    )
+
+
+@cache
+def skew_kl(weight: float = 0.1) -> Generator:
+    """KL(p || a p + (1 - a) q), at most -log a (DistiLLM, arXiv 2402.03898).
+
+    Args:
+        weight: a in (0, 1), the share of p in the mixture.
+
+    Raises:
+        ValueError: weight outside (0, 1).
+    """
+    check.fraction("weight", weight, caller="skew_kl", open_ends=True)
+    a = float(weight)
+    b = 1.0 - a
+
+    def ratio(u: Array) -> Array:
+        return _log_mix(-u, b)  # k = -log(p / mixture)
+
+    def under_q(u: Array) -> Array:
+        v = jnp.maximum(u, -40.0)
+        k = ratio(v)
+        return -jnp.expm1(v) * (k + b) - k
+
+    return Generator(
+        name=f"skew_kl_{a:g}",
+        under_q=under_q,
+        under_p=lambda u: b * jnp.expm1(-u) - ratio(u),
+        slope_p=lambda u: b * jnp.expm1(-_log_mix(u, a)) - ratio(u),
+        slope_q=lambda u: -b * jnp.expm1(-ratio(u)),
+        log_pull=lambda u: 2.0 * log(b) + u - 2.0 * _log_mix(u, a),
+        at_zero=b,
+        at_inf=-log(a) - b,
+        inverse_q=lambda s: log(b) - jnp.log(1.0 / (1.0 - s / b) - a),
+    )
+
+
+@cache
+def skew_reverse_kl(weight: float = 0.1) -> Generator:
+    """KL(q || a q + (1 - a) p), the reverse of `skew_kl`."""
+    return replace(reverse(skew_kl(weight)), name=f"skew_reverse_kl_{float(weight):g}")
+
+
+def _alpha_under_q(u: Array, a: float) -> Array:
+    if a <= 0.5:
+        saturated = jnp.minimum(a * u, 60.0) / a if a > 0 else u
+        return (_expm1_over(a, saturated) - jnp.expm1(u)) / (a - 1.0)
+    v = jnp.maximum(u, -_SATURATED)
+    grown, y = jnp.expm1(v), _expm1_over(a - 1.0, v)
+    left = jnp.exp(jnp.minimum(v, 0.0)) * y - grown
+    return jnp.where(v <= 0, left, grown * (y - 1.0) + y) / a
+
+
+@cache
+def alpha(order: float) -> Generator:
+    """Cressie-Read power divergence: f(t) = (t^a - a t - (1 - a)) / (a (a - 1)).
+
+    Args:
+        order: a, any finite number. 1 is kl, 0 reverse(kl), 1/2 is 4 squared_hellinger, 2 is
+            pearson / 2, -1 is neyman / 2. f''(1) = 1 for each.
+
+    Raises:
+        ValueError: the order is not a finite number.
+    """
+    check.require(
+        isinstance(order, int | float) and abs(order) < inf,
+        "alpha",
+        "order must be a finite number",
+        order,
+        "its limits have closed forms: renyi(order=inf) is the largest log-ratio",
+    )
+    a = float(order)
+    name = f"alpha_{a:g}"
+    if a in (0.0, 1.0):
+        return replace(kl if a == 1.0 else reverse(kl), name=name)
+    return Generator(
+        name=name,
+        under_q=lambda u: _alpha_under_q(u, a),
+        under_p=lambda u: _alpha_under_q(-u, 1.0 - a),
+        slope_p=partial(_expm1_over, a - 1.0),
+        slope_q=lambda u: -_expm1_over(a, u),
+        log_pull=lambda u: a * u,
+        at_zero=1.0 / a if a > 0 else inf,
+        at_inf=1.0 / (1.0 - a) if a < 1 else inf,
+        inverse_p=lambda s: jnp.log1p((a - 1.0) * s) / (a - 1.0),
+        inverse_q=lambda s: jnp.log1p(-a * s) / a,
+    )
+
+
+def tsallis(order: float) -> Generator:
+    """Tsallis relative entropy: (E_q[t^a] - 1) / (a - 1) = a * alpha(a); order > 0."""
+    check.positive("order", order, caller="tsallis")
+    return scale(alpha(order), float(order), f"tsallis_{float(order):g}")
+
+
+ALL: tuple[Generator, ...] = (
+    kl,
+    reverse(kl),
+    jeffreys,
+    js(),
+    js(0.1),
+    skew_kl(0.1),
+    skew_reverse_kl(0.1),
+    alpha(0.3),
+    alpha(0.5),
+    alpha(1.5),
+    alpha(-0.5),
+    alpha(2.5),
+    squared_hellinger,
+    pearson,
+    neyman,
+    tv,
+    soft_reverse_kl,
+    lecam,
+    tsallis(1.5),
+)
+"""Every record, families at fixed orders: what the tests and the documentation walk over."""
