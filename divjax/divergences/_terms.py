@@ -1,23 +1,23 @@
 """The terms of an f-divergence and of its derivatives, pointwise and exact at every edge.
 
-Everything is two-sided: with v = min(u, 0) and w = max(u, 0), a term is q F(v) where q >= p and
-p G(w) where p > q, so that the larger weight multiplies a factor that grows slowly. The weighted
-slopes follow the same rule: q S(u) = p e^-u S(u) and p R(u) = q e^u R(u).
+Everything is two-sided: a term is q F(u) where q >= p and p G(u) where p > q, so that the larger
+weight multiplies a factor that grows slowly. The weighted slopes follow the same rule:
+q S(u) = p e^-u S(u) and p R(u) = q e^u R(u).
 """
 
 from functools import cache
 from math import factorial, inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from divjax.core import Array
 from divjax.divergences.generators import Generator, reverse
 
 _ORDER = 4  # Taylor terms kept: u^2 ... u^5
 _HUGE = 1e30  # beyond it a power law is its leading term, and a product with it may overflow
-_FAR = 60.0  # where e^-u S(u) of every logarithmic record has reached its limit
 
 
 class Weighted(NamedTuple):
@@ -38,7 +38,7 @@ class _Side(NamedTuple):
 
 
 @cache
-def _left(g: Generator, dtype: jnp.dtype) -> _Side:
+def _left(g: Generator, dtype: Any) -> _Side:
     """Series and growth of `under_q` for u <= 0.
 
     F = f(e^u) solves F'' - F' = h with h = t^2 f'' = exp(log_pull) and F(0) = F'(0) = 0, so the
@@ -61,7 +61,7 @@ def _left(g: Generator, dtype: jnp.dtype) -> _Side:
         c.append((h[k] + (k + 1) * c[k + 1]) / ((k + 2) * (k + 1)))
     if not c[2] > 0:  # a kink at 1: f is its own leading term
         return _Side((0.0,), -1.0, growth)
-    tolerance = 8.0 * float(jnp.finfo(dtype).eps)
+    tolerance = 8.0 * float(np.finfo(dtype).eps)
     last = abs(c[_ORDER + 2]) / c[2]
     radius = min(0.25, (tolerance / last) ** (1 / _ORDER)) if last > 0 else 0.25
     return _Side(tuple(c[2 : _ORDER + 2]), radius, growth)
@@ -84,6 +84,15 @@ def _limit(weight: Array, cost: float) -> Array:
     return jnp.full_like(weight, inf) if cost == inf else weight * cost
 
 
+def _slope_p_under_q(g: Generator, u: Array) -> Array:
+    """t f'(t) for u <= 0."""
+    if g.slope_p_under_q is not None:
+        return g.slope_p_under_q(u)
+    slope = g.slope_p(u)
+    fits = jnp.abs(slope) < _HUGE
+    return jnp.where(fits, jnp.exp(u) * jnp.where(fits, slope, 0.0), g.under_q(u) - g.slope_q(u))
+
+
 def weighted(g: Generator, u: Array, p: Array, q: Array, log_p: Array, log_q: Array) -> Weighted:
     """The four terms of every point.
 
@@ -100,34 +109,31 @@ def weighted(g: Generator, u: Array, p: Array, q: Array, log_p: Array, log_q: Ar
         Weighted, each [..., K]; terms that XLA does not need are not computed.
     """
     left = _left(g, u.dtype)
-    right = _left(reverse(g), u.dtype)  # mirrored
+    mirror = reverse(g)
+    right = _left(mirror, u.dtype)
     low, high = u == -inf, u == inf
     is_left = u <= 0
-    v = jnp.where(is_left & ~low, u, 0.0)
-    w = jnp.where(is_left | high, 0.0, u)
+    x = jnp.where(low | high, 0.0, -jnp.abs(u))  # both sides are evaluated here: u = x or u = -x
 
-    near_v = jnp.maximum(v, -max(left.radius, 0.0))
-    near_w = jnp.minimum(w, max(right.radius, 0.0))
-    below = jnp.where(v >= -left.radius, _horner(left.series, near_v), g.under_q(v))
-    above = jnp.where(w <= right.radius, _horner(right.series, -near_w), g.under_p(w))
-    value = jnp.where(is_left, q * below, p * above)
+    under_q = jnp.where(x >= -left.radius, _horner(left.series, x), g.under_q(x))
+    under_p = jnp.where(x >= -right.radius, _horner(right.series, x), g.under_p(-x))
+    value = jnp.where(is_left, q * under_q, p * under_p)
 
-    v_far, w_far = jnp.maximum(v, -_FAR), jnp.minimum(w, _FAR)
-    slope_p = jnp.where(is_left, q * jnp.exp(v_far) * g.slope_p(v_far), p * g.slope_p(w))
-    slope_q = jnp.where(is_left, q * g.slope_q(v), p * jnp.exp(-w_far) * g.slope_q(w_far))
-    log_h = jnp.where(is_left, log_q + g.log_pull(v), log_p + (g.log_pull(w) - w))
+    slope_p = jnp.where(is_left, q * _slope_p_under_q(g, x), p * g.slope_p(-x))
+    slope_q = jnp.where(is_left, q * g.slope_q(x), p * _slope_p_under_q(mirror, x))
+    log_h = jnp.where(is_left, log_q + g.log_pull(x), log_p + (g.log_pull(-x) + x))
     pull = jnp.exp(jnp.where(low | high, -inf, log_h))
 
     # A side on which f is a power law: where its factor is huge, the leading term, in logarithms.
     a = left.growth
     if a < 0:
-        huge = below > _HUGE
+        huge = is_left & (under_q > _HUGE)
         value = jnp.where(huge, pull / (a * (a - 1.0)), value)
         slope_p = jnp.where(huge, pull / (a - 1.0), slope_p)
         slope_q = jnp.where(huge, -pull / a, slope_q)
     a = 1.0 - right.growth
     if a > 1:
-        huge = above > _HUGE
+        huge = ~is_left & (under_p > _HUGE)
         value = jnp.where(huge, pull / (a * (a - 1.0)), value)
         slope_p = jnp.where(huge, pull / (a - 1.0), slope_p)
         slope_q = jnp.where(huge, -pull / a, slope_q)

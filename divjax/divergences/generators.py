@@ -35,6 +35,9 @@ class Generator:
         log_pull: log(t^2 f''(t)), the curvature seen by log-ratios; -inf for tv.
         at_zero: f(0), what a point costs that only q can reach.
         at_inf: f'(inf), what a point costs that only p can reach.
+        slope_p_under_q: t f'(t), slope_p as seen under a sample of q; it is used for u <= 0 only.
+            None derives it, which rounds at the size of u where u < -88.
+        slope_q_under_p: f(t)/t - f'(t), slope_q under a sample of p; used for u >= 0 only.
         inverse_p: s -> u with slope_p(u) = s, in closed form or None.
         inverse_q: s -> u with slope_q(u) = s, in closed form or None.
 
@@ -52,6 +55,8 @@ class Generator:
     log_pull: Curve
     at_zero: float
     at_inf: float
+    slope_p_under_q: Curve | None = None
+    slope_q_under_p: Curve | None = None
     inverse_p: Curve | None = None
     inverse_q: Curve | None = None
 
@@ -72,6 +77,9 @@ def reverse(g: Generator) -> Generator:
     def mirror(curve: Curve) -> Curve:
         return lambda u: curve(-u)
 
+    def mirror_if_given(curve: Curve | None) -> Curve | None:
+        return None if curve is None else mirror(curve)
+
     def mirror_inverse(curve: Curve | None) -> Curve | None:
         return None if curve is None else lambda s: -curve(s)
 
@@ -84,6 +92,8 @@ def reverse(g: Generator) -> Generator:
         log_pull=lambda u: u + g.log_pull(-u),
         at_zero=g.at_inf,
         at_inf=g.at_zero,
+        slope_p_under_q=mirror_if_given(g.slope_q_under_p),
+        slope_q_under_p=mirror_if_given(g.slope_p_under_q),
         inverse_p=mirror_inverse(g.inverse_q),
         inverse_q=mirror_inverse(g.inverse_p),
     )
@@ -97,6 +107,9 @@ def scale(g: Generator, factor: float, name: str) -> Generator:
     def times(curve: Curve) -> Curve:
         return lambda u: factor * curve(u)
 
+    def times_if_given(curve: Curve | None) -> Curve | None:
+        return None if curve is None else times(curve)
+
     def inverse(curve: Curve | None) -> Curve | None:
         return None if curve is None else lambda s: curve(s / factor)
 
@@ -109,6 +122,8 @@ def scale(g: Generator, factor: float, name: str) -> Generator:
         log_pull=lambda u: log(factor) + g.log_pull(u),
         at_zero=factor * g.at_zero,
         at_inf=factor * g.at_inf,
+        slope_p_under_q=times_if_given(g.slope_p_under_q),
+        slope_q_under_p=times_if_given(g.slope_q_under_p),
         inverse_p=inverse(g.inverse_p),
         inverse_q=inverse(g.inverse_q),
     )
@@ -170,8 +185,8 @@ _SATURATED = 80.0
 
 
 def _kl_under_q(u: Array) -> Array:
-    v = jnp.maximum(u, -40.0)  # u e^u - (e^u - 1) without inf - inf on the right
-    return jnp.expm1(v) * (v - 1.0) + v
+    grown = jnp.expm1(u)  # u e^u - (e^u - 1), without inf - inf on the right
+    return jnp.where(u < 1.0, (1.0 + grown) * u - grown, grown * (u - 1.0) + u)
 
 
 kl = Generator(
@@ -183,6 +198,8 @@ kl = Generator(
     log_pull=lambda u: jnp.asarray(u),
     at_zero=1.0,
     at_inf=inf,
+    slope_p_under_q=lambda u: u * jnp.exp(u),
+    slope_q_under_p=lambda u: jnp.expm1(-u),
     inverse_p=lambda s: s,
     inverse_q=lambda s: jnp.log1p(-s),
 )
@@ -197,6 +214,8 @@ jeffreys = Generator(
     log_pull=_softplus,
     at_zero=inf,
     at_inf=inf,
+    slope_p_under_q=lambda u: u * jnp.exp(u) + jnp.expm1(u),
+    slope_q_under_p=lambda u: jnp.expm1(-u) - u * jnp.exp(-u),
 )
 """KL(p || q) + KL(q || p): f(t) = (t - 1) log t."""
 
@@ -209,6 +228,8 @@ squared_hellinger = Generator(
     log_pull=lambda u: 0.5 * u - log(4.0),
     at_zero=0.5,
     at_inf=0.5,
+    slope_p_under_q=lambda u: 0.5 * jnp.exp(0.5 * u) * jnp.expm1(0.5 * u),
+    slope_q_under_p=lambda u: 0.5 * jnp.exp(-0.5 * u) * jnp.expm1(-0.5 * u),
     inverse_p=lambda s: -2.0 * jnp.log1p(-2.0 * s),
     inverse_q=lambda s: 2.0 * jnp.log1p(-2.0 * s),
 )
@@ -223,6 +244,8 @@ pearson = Generator(
     log_pull=lambda u: 2.0 * u + log(2.0),
     at_zero=1.0,
     at_inf=inf,
+    slope_p_under_q=lambda u: 2.0 * jnp.exp(u) * jnp.expm1(u),
+    slope_q_under_p=lambda u: jnp.expm1(-u) - jnp.expm1(u),
     inverse_p=lambda s: jnp.log1p(0.5 * s),
     inverse_q=lambda s: 0.5 * jnp.log1p(-s),
 )
@@ -240,6 +263,8 @@ tv = Generator(
     log_pull=lambda u: jnp.full_like(u, -inf),
     at_zero=0.5,
     at_inf=0.5,
+    slope_p_under_q=lambda u: 0.5 * jnp.exp(u) * jnp.sign(u),
+    slope_q_under_p=lambda u: -0.5 * jnp.exp(-u) * jnp.sign(u),
 )
 """Total variation: f(t) = |t - 1| / 2; at most 1, with a kink at 1 (slope 0 there)."""
 
@@ -258,6 +283,8 @@ lecam = Generator(
     log_pull=lambda u: log(4.0) + 2.0 * u - 3.0 * _softplus(u),
     at_zero=0.5,
     at_inf=0.5,
+    slope_p_under_q=lambda u: jnp.exp(u) * _lecam_slope(u),
+    slope_q_under_p=lambda u: jnp.exp(-u) * _lecam_slope(-u),
     inverse_p=lambda s: jnp.log(2.0 / jnp.sqrt(1.0 - 2.0 * s) - 1.0),
     inverse_q=lambda s: -jnp.log(2.0 / jnp.sqrt(1.0 - 2.0 * s) - 1.0),
 )
@@ -277,6 +304,8 @@ soft_reverse_kl = Generator(
     log_pull=lambda u: -_softplus(u),
     at_zero=inf,
     at_inf=1.0 - log(2.0),
+    slope_p_under_q=_soft_reverse_kl(lambda u, k: jnp.exp(u) * k + jnp.expm1(u)),
+    slope_q_under_p=_soft_reverse_kl(lambda u, k: jnp.exp(-u) * k),
     inverse_q=lambda s: -jnp.log(jnp.expm1(s + log(2.0))),
 )
 """2 KL((p + q)/2 || p): f(t) = (t + 1) log((t + 1)/(2 t)) + t - 1."""
@@ -312,6 +341,8 @@ def js(weight: float = 0.5, *, normalise: bool = False) -> Generator:
         log_pull=lambda u: log(b * (1.0 - b)) + u - _log_mix(u, b),
         at_zero=-(1.0 - b) * log(1.0 - b),
         at_inf=-b * log(b),
+        slope_p_under_q=lambda u: -b * (jnp.exp(u) * _log_mix(-u, 1.0 - b)),
+        slope_q_under_p=lambda u: -(1.0 - b) * (jnp.exp(-u) * _log_mix(u, b)),
         inverse_p=lambda s: s / b + log(1.0 - b) - jnp.log1p(-b * jnp.exp(s / b)),
         inverse_q=lambda s: jnp.log1p(-(1.0 - b) * jnp.exp(s / (1.0 - b))) - s / (1.0 - b) - log(b),
     )
@@ -348,6 +379,8 @@ def skew_kl(weight: float = 0.1) -> Generator:
         log_pull=lambda u: 2.0 * log(b) + u - 2.0 * _log_mix(u, a),
         at_zero=b,
         at_inf=-log(a) - b,
+        slope_p_under_q=lambda u: jnp.exp(u) * (b * jnp.expm1(-_log_mix(u, a)) - ratio(u)),
+        slope_q_under_p=lambda u: -b * jnp.exp(-u) * jnp.expm1(-ratio(u)),
         inverse_q=lambda s: log(b) - jnp.log(1.0 / (1.0 - s / b) - a),
     )
 
@@ -366,6 +399,13 @@ def _alpha_under_q(u: Array, a: float) -> Array:
     grown, y = jnp.expm1(v), _expm1_over(a - 1.0, v)
     left = jnp.exp(jnp.minimum(v, 0.0)) * y - grown
     return jnp.where(v <= 0, left, grown * (y - 1.0) + y) / a
+
+
+def _alpha_slope_under_other(u: Array, a: float) -> Array:
+    """(t^a - t) / (a - 1) for u <= 0."""
+    near = u > -1.0
+    product = jnp.exp(u) * _expm1_over(a - 1.0, jnp.where(near, u, 0.0))
+    return jnp.where(near, product, (jnp.exp(a * u) - jnp.exp(u)) / (a - 1.0))
 
 
 @cache
@@ -399,6 +439,8 @@ def alpha(order: float) -> Generator:
         log_pull=lambda u: a * u,
         at_zero=1.0 / a if a > 0 else inf,
         at_inf=1.0 / (1.0 - a) if a < 1 else inf,
+        slope_p_under_q=lambda u: _alpha_slope_under_other(u, a),
+        slope_q_under_p=lambda u: _alpha_slope_under_other(-u, 1.0 - a),
         inverse_p=lambda s: jnp.log1p((a - 1.0) * s) / (a - 1.0),
         inverse_q=lambda s: jnp.log1p(-a * s) / a,
     )
