@@ -1,4 +1,4 @@
-'''The laboratory: one file per paper in, records, a verdict and a report out. It knows no method.
+"""The laboratory: one file per paper in, records, a verdict and a report out. It knows no method.
 
     experiment.py  Experiment, Cell, Report, Run      runner.py   cells behind a progress bar
     records.py     rows on disk, reading and repair   verdict.py  the one rule
@@ -60,10 +60,11 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     Run.rows(metrics, **more) -> list of rows       # metrics: {name: [S] or [S, ...]}
     superior(name, ours, theirs, *, margin, larger_is_better=True) -> Part
     not_worse(name, ours, theirs, *, margin, larger_is_better=True) -> Part
-    stated(name, estimate, low, high, *, threshold, seeds) -> Part      # a fit, an order, a bound
+    stated(name, estimate, low, high, *, threshold, differences=None) -> Part    # a fit, a bound
     conclude(parts, *, preset) -> Verdict           # the runner calls it
     final(records, metric) -> records               # the last row of each cell and seed
     by_seed(records, metric, *, by) -> {group: {seed: value}}
+    keep(records, choice, *, by) -> records         # the rows of the chosen settings
     choose(records, metric, *, by, over, larger_is_better=True) -> {group: {setting: value}}
     summary(records, metrics, *, by) -> DataFrame   # mean and 95 % half-width over seeds
     frame(records) -> DataFrame
@@ -73,4 +74,39 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     plots.intervals(parts) -> Figure                             # every report has this one
     digits() -> Data(inputs, labels, provenance)                 # real 8x8 images
     load(name, read, *, source, path=None) -> (arrays, Provenance)      # path or $DIVJAX_DATA
-'''
+"""
+
+from divjax.lab.data import Data, digits, load
+from divjax.lab.experiment import Cell, Experiment, Provenance, Report
+from divjax.lab.loop import NonFinite, Run
+from divjax.lab.records import LabError, Record, Records
+from divjax.lab.select import by_seed, choose, final, frame, keep, summary
+from divjax.lab.verdict import Part, Verdict, conclude, not_worse, stated, superior, t_interval
+
+__all__ = [
+    "Cell",
+    "Data",
+    "Experiment",
+    "LabError",
+    "NonFinite",
+    "Part",
+    "Provenance",
+    "Record",
+    "Records",
+    "Report",
+    "Run",
+    "Verdict",
+    "by_seed",
+    "choose",
+    "conclude",
+    "digits",
+    "final",
+    "frame",
+    "keep",
+    "load",
+    "not_worse",
+    "stated",
+    "summary",
+    "superior",
+    "t_interval",
+]

@@ -1,0 +1,251 @@
+"""`divjax list | show | run | report | verify`; `divjax COMMAND --help` says the rest."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from divjax.lab.loop import NonFinite
+from divjax.lab.records import LabError, nearest
+
+EXTRA = ("tyro", "rich", "matplotlib", "pandas", "sklearn")  # what the extra `lab` brings
+
+USAGE = """divjax: experiments that reproduce papers, one file each
+
+  divjax list                       what there is, with the stored verdicts
+  divjax show NAME                  claim, presets, cells and data of one
+  divjax run NAME --preset cpu      run it; the same command again goes on where it was
+  divjax report NAME --preset cpu   write the report of a run folder again
+  divjax verify NAME | --all        do the stored verdicts follow from the stored records?
+
+Every field of an experiment's config is an option of run: divjax run NAME --help
+"""
+
+
+@dataclasses.dataclass
+class ListOptions:
+    """What experiments there are, with the verdicts that are stored."""
+
+    json: bool = False
+    """one line of JSON for each"""
+
+
+class Chosen(NamedTuple):
+    """A parsed command line: the experiment, its resolved config and the other options."""
+
+    found: Any
+    preset: str
+    config: Any
+    options: Mapping[str, Any]
+
+
+Extras = Sequence[tuple[str, Any, Any, str]]  # name, type, default, help
+
+OUT = ("out", Path | None, None, "the run folder; runs/NAME/PRESET when not given")
+FRESH = ("fresh", bool, False, "refuse a run folder that is not empty")
+STORE = ("store", bool, False, "keep the cpu results in experiments/results/NAME, for git")
+JSON = ("json", bool, False, "print one line of JSON")
+
+
+def _fields(config: Any, prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        yield prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+
+
+def _option_name(argument: str) -> str:
+    return argument[2:].split("=")[0].replace("-", "_")
+
+
+def _refuse_unknown(arguments: Sequence[str], known: Sequence[str], name: str) -> None:
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        key = _option_name(argument)
+        if key not in known and key.removeprefix("no_") not in known:
+            shown = key.replace("_", "-")
+            raise LabError(f"{name} has no option --{shown}; {nearest(key, known)}")
+
+
+def _preset(arguments: Sequence[str], default: str) -> str:
+    """The preset has to be known before the options are: it gives their defaults."""
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--preset="):
+            return argument.removeprefix("--preset=")
+    return default
+
+
+def _parse(command: str, arguments: Sequence[str], extras: Extras, preset: str) -> Chosen:
+    """NAME, then options typed by the experiment's config dataclass."""
+    import tyro
+
+    from divjax.lab.experiment import files, find
+
+    if not arguments or arguments[0].startswith("-"):
+        raise LabError(
+            f"divjax {command} needs the name of an experiment first: "
+            f"divjax {command} NAME; known: {', '.join(files()) or 'none'}"
+        )
+    name, *rest = arguments
+    found = find(name)
+    preset = _preset(rest, preset)
+    config = found.experiment.preset(preset)
+    own = ["help", "preset", *(extra[0] for extra in extras)]
+    _refuse_unknown(rest, [*own, *_fields(config)], name)
+    chosen: Any = Literal[tuple(found.experiment.presets)]
+    shape = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("preset", Annotated[chosen, tyro.conf.arg(help="which size")], preset),
+            *(
+                (key, Annotated[kind, tyro.conf.arg(help=text)], default)
+                for key, kind, default, text in extras
+            ),
+            (
+                "config",
+                Annotated[type(config), tyro.conf.arg(name="")],
+                dataclasses.field(default_factory=lambda: config),
+            ),
+        ],
+    )
+    parsed: Any = tyro.cli(
+        shape, args=rest, prog=f"divjax {command} {name}", description=found.experiment.claim
+    )
+    options = {extra[0]: vars(parsed)[extra[0]] for extra in extras}
+    return Chosen(found, preset, parsed.config, options)
+
+
+def list_(arguments: Sequence[str]) -> int:
+    """Prints the experiments."""
+    import tyro
+
+    from divjax.lab import terminal
+    from divjax.lab.experiment import Found, files, load_file
+    from divjax.lab.verify import as_json, row
+
+    options = tyro.cli(ListOptions, args=list(arguments), prog="divjax list")
+    rows = [row(Found(load_file(file), file), None) for file in files().values()]
+    if options.json:
+        for line in rows:
+            print(as_json(line))
+        return 0
+    terminal.show_list(rows)
+    return 0
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Prints one experiment."""
+    from divjax.lab import terminal
+
+    chosen = _parse("show", arguments, (), "cpu")
+    terminal.show_experiment(chosen.found, chosen.preset, chosen.config)
+    return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs an experiment and writes its report."""
+    from divjax.lab import report, runner, terminal
+
+    chosen = _parse("run", arguments, (OUT, FRESH), "demo")
+    found, preset, config, options = chosen
+    console = terminal.console()
+    terminal.show_start(console, found, preset, config)
+    place = runner.run(
+        found, preset, config, out=options["out"], fresh=options["fresh"], console=console
+    )
+    outcome = runner.outcome(found, preset, config, place)
+    sheet = report.write(found, outcome.report, outcome.verdict, place)
+    terminal.show_sheet(console, sheet, place)
+    return 0
+
+
+def report_(arguments: Sequence[str]) -> int:
+    """Writes the report of a run folder again, and stores the results of the cpu preset."""
+    from divjax.lab import folder, report, runner, terminal
+
+    chosen = _parse("report", arguments, (OUT, STORE), "cpu")
+    found, preset, config, options = chosen
+    place = options["out"] or folder.default_folder(found.experiment, preset, config)
+    data = folder.data_identity(found.experiment, config)
+    folder.require_same(place, folder.identity(found.experiment, preset, config, data))
+    if options["store"] and (preset != "cpu" or folder.changes(found.experiment, preset, config)):
+        raise LabError("--store keeps the cpu preset without overrides, nothing else")
+    outcome = runner.outcome(found, preset, config, place)
+    sheet = report.write(found, outcome.report, outcome.verdict, place)
+    terminal.show_sheet(terminal.console(), sheet, place)
+    if options["store"]:
+        print(f"stored in {folder.store(found, place)}")
+    return 0
+
+
+def verify_(arguments: Sequence[str]) -> int:
+    """Recomputes stored verdicts; 1 when one does not match."""
+    from divjax.lab import terminal
+    from divjax.lab.experiment import Found, files, load_file
+    from divjax.lab.verify import MISMATCH, MISSING, as_json, row, verify
+
+    if "--all" in arguments:
+        _refuse_unknown(arguments, ["all", "json"], "verify --all")
+        every = [Found(load_file(file), file) for file in files().values()]
+        checks = [
+            (each, verify(each, "cpu", each.experiment.preset("cpu"), each.results))
+            for each in every
+        ]
+        as_lines, bad = "--json" in arguments, [MISMATCH]
+    else:
+        chosen = _parse("verify", arguments, (OUT, JSON), "cpu")
+        place = chosen.options["out"] or chosen.found.results
+        check = verify(chosen.found, chosen.preset, chosen.config, place)
+        checks = [(chosen.found, check)]
+        as_lines, bad = chosen.options["json"], [MISMATCH, MISSING]
+    rows = [row(found, check) for found, check in checks]
+    if as_lines:
+        for line in rows:
+            print(as_json(line))
+    else:
+        terminal.show_checks(rows)
+    return int(any(check.result in bad for _, check in checks))
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "list": list_,
+    "show": show,
+    "run": run,
+    "report": report_,
+    "verify": verify_,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console command; returns its exit code.
+
+    0 done, 1 a mismatch or a run that broke off, 2 a wrong command line, 130 ctrl-C.
+    """
+    command, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    try:
+        if command not in COMMANDS:
+            raise LabError(f"no command '{command}'; {nearest(command, COMMANDS)}")
+        return COMMANDS[command](rest)
+    except LabError as error:
+        print(f"divjax: {error}", file=sys.stderr)
+        return 1 if isinstance(error, NonFinite) else 2
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        print(f"divjax: {error.name} is missing; pip install 'divjax[lab]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ndivjax: stopped; every row so far is on the disk, and the same command goes on "
+            "from there",
+            file=sys.stderr,
+        )
+        return 130

@@ -1,0 +1,112 @@
+"""What a person sees while cells run: a live bar on a terminal, one line a cell elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+
+class Watcher(Protocol):
+    """Told what happens; never asked."""
+
+    def begin(self, cell: str) -> None:
+        """A cell begins."""
+
+    def step(self, step: int, steps: int) -> None:
+        """Its training is at `step` of `steps`."""
+
+    def end(self, cell: str, seconds: float, steps: int) -> None:
+        """The cell is finished."""
+
+
+def duration(seconds: float) -> str:
+    """'4.2 s', '3 min 20 s' or '2 h 05 min'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class _Rate(ProgressColumn):
+    """Steps per second, and the time that remains at this speed."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        rate = f"{speed:,.0f} steps/s" if speed and task.fields["counts"] else ""
+        left = task.time_remaining
+        eta = "" if left is None or task.finished else f"ETA {duration(left)}"
+        return Text("  ".join(part for part in (rate, eta) if part), style="dim")
+
+
+class _Live:
+    def __init__(self, progress: Progress, total: int, done: int) -> None:
+        self._progress = progress
+        self._done = done
+        self._all = progress.add_task("cells", total=total, completed=done, counts=False, of=total)
+        self._cell = progress.add_task("", total=None, visible=False, counts=True, of=0)
+
+    def begin(self, cell: str) -> None:
+        self._progress.reset(self._cell, total=None, description=cell, visible=True, of=0)
+
+    def step(self, step: int, steps: int) -> None:
+        if self._progress.tasks[self._cell].total is None:  # the first step of a train call
+            self._progress.reset(self._cell, total=steps, completed=step, of=steps)
+        self._progress.update(self._cell, completed=step)
+        self._progress.update(self._all, completed=self._done + step / steps)
+        if step == steps:
+            self._progress.update(self._cell, total=None)
+
+    def end(self, cell: str, seconds: float, steps: int) -> None:
+        self._done += 1
+        self._progress.update(self._all, completed=self._done)
+        self._progress.update(self._cell, visible=False)
+
+
+class _Lines:
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console, self._total, self._done = console, total, done
+        self._began = time.monotonic()
+        self._first = done
+
+    def begin(self, cell: str) -> None:
+        pass
+
+    def step(self, step: int, steps: int) -> None:
+        pass
+
+    def end(self, cell: str, seconds: float, steps: int) -> None:
+        self._done += 1
+        each = (time.monotonic() - self._began) / (self._done - self._first)
+        rate = f", {steps / seconds:,.0f} steps/s" if steps and seconds else ""
+        left = self._total - self._done
+        eta = f", about {duration(each * left)} to go" if left else ""
+        self._console.print(
+            f"cell {self._done}/{self._total} {cell}: {duration(seconds)}{rate}{eta}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def watching(console: Console, total: int, done: int) -> Iterator[Watcher]:
+    """A watcher for `total` cells of which `done` are finished."""
+    if not console.is_terminal:
+        yield _Lines(console, total, done)
+        return
+    columns = (
+        TextColumn("{task.description:<14.14}"),
+        BarColumn(bar_width=22),
+        TextColumn("{task.completed:>5.0f}/{task.fields[of]}"),
+        TimeElapsedColumn(),
+        _Rate(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Live(progress, total, done)

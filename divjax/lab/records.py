@@ -1,0 +1,178 @@
+"""Rows on disk: one JSON object a line, appended and synced, safe against a kill at any moment.
+
+A row is {"cell": name, **settings, **what the experiment yielded}. A finished cell ends with
+{"cell": name, "end": number of its rows}. The file holds no time and no path, so that an
+interrupted and an uninterrupted run write the same bytes.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Record = Mapping[str, Any]
+Records = Sequence[Record]
+
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class LabError(ValueError):
+    """Something the person at the keyboard can put right; printed without a traceback."""
+
+
+class CellRows(NamedTuple):
+    """The rows of one cell as they lie on disk."""
+
+    rows: list[dict[str, Any]]
+    finished: bool
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean a, b?)', or the list of what is known when nothing is near."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(known) or 'none'}"
+
+
+def plain(value: Any) -> Any:
+    """The JSON form of scalars, arrays, mappings and sequences; NaN and +-inf become strings."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    array = np.asarray(value)  # NumPy and JAX arrays and scalars
+    if array.dtype.kind not in "biufV":
+        raise TypeError(f"a row holds numbers, text and lists of them, got {type(value).__name__}")
+    if array.dtype.kind in "fV":  # V: bfloat16 and its kin
+        array = array.astype(np.float64)
+    return plain(array.tolist())
+
+
+def revive(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Undoes what `plain` does to NaN and infinities at the top of a row."""
+    return {k: _SPECIAL.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+
+
+def encode(row: Record) -> bytes:
+    """One line of strict JSON."""
+    return (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines that were written to their end; a half-written last one is left out."""
+    return [line + b"\n" for line in content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All entries of a records file, end marks included; [] when there is no file.
+
+    A half-written last line is what a kill leaves: it is left out, and its row is computed again.
+
+    Raises:
+        LabError: a line before that is not a row; the message says which, and how to keep the rest.
+    """
+    if not path.exists():
+        return []
+    entries = []
+    for number, line in enumerate(whole_lines(path.read_bytes()), 1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or "cell" not in entry:
+            raise LabError(
+                f"{path.name}: line {number} must be a JSON object with a cell, got "
+                f"{line[:60]!r}; restore the file, or keep the {number - 1} rows before it "
+                f"(head -n {number - 1} {path} > kept && mv kept {path}) and run again: "
+                "the rest is computed anew"
+            )
+        entries.append(revive(entry))
+    return entries
+
+
+def by_cell(entries: Iterable[Mapping[str, Any]], *, where: str = "records") -> dict[str, CellRows]:
+    """Cell name -> its rows and whether it is finished, in the order of the file.
+
+    Raises:
+        LabError: rows after the end of their cell, cells mixed, or an end that counts other rows.
+    """
+    cells: dict[str, CellRows] = {}
+    current = None
+    for entry in entries:
+        name = entry["cell"]
+        if name != current and (
+            name in cells or (current is not None and not cells[current].finished)
+        ):
+            raise LabError(f"{where}: rows of cell '{name}' are out of order; restore the file")
+        current = name
+        held = cells.setdefault(name, CellRows([], False))
+        if held.finished:
+            raise LabError(
+                f"{where}: rows of cell '{name}' after its end (a duplicate?); restore the file"
+            )
+        if "end" not in entry:
+            held.rows.append(dict(entry))
+            continue
+        if entry["end"] != len(held.rows):
+            raise LabError(
+                f"{where}: cell '{name}' ended with {entry['end']} rows, got {len(held.rows)}; "
+                "a row was lost or added: restore the file"
+            )
+        cells[name] = held._replace(finished=True)
+    return cells
+
+
+def rows(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without the end marks: what `analyse` gets."""
+    return [dict(entry) for entry in entries if "end" not in entry]
+
+
+def append(path: Path, row: Record) -> None:
+    """One row at the end of the file, on the disk when this returns."""
+    with path.open("ab", buffering=0) as file:
+        file.write(encode(row))
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """The file has the old content or the new one, never a part."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def truncate(path: Path, lines: int) -> None:
+    """Keeps the first `lines` whole lines, atomically; a half-written last line goes too."""
+    content = path.read_bytes() if path.exists() else b""
+    kept = b"".join(whole_lines(content)[:lines])
+    if kept != content:
+        write_atomic(path, kept)
+
+
+def sha256(content: bytes) -> str:
+    """The hash by which files and data are named."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,133 @@
+"""The same tables as the report, for a terminal; plain where the output is no terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from divjax.lab import folder as folders
+from divjax.lab.experiment import Found
+from divjax.lab.report import Sheet, Table, number, parts_table, stored_line
+from divjax.lab.verdict import CONTRADICTED, INCONCLUSIVE, REPRODUCED
+from divjax.lab.verify import MATCH, MISMATCH, MISSING
+
+TONES = {
+    REPRODUCED: "green",
+    MATCH: "green",
+    CONTRADICTED: "red",
+    MISMATCH: "red",
+    INCONCLUSIVE: "yellow",
+    MISSING: "dim",
+}
+
+
+def console() -> Console:
+    """Standard output; colours and live bars only where it is a terminal."""
+    return Console(highlight=False)
+
+
+def _table(table: Table, title: str | None = None, *, wrap_last: bool = False) -> RichTable:
+    shown = RichTable(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    shown.title_style = "bold"
+    for index, name in enumerate(table.columns):
+        flexible = index == (len(table.columns) - 1 if wrap_last else 0)
+        shown.add_column(name, overflow="fold", no_wrap=not flexible, header_style="dim")
+    for line in table.lines:
+        shown.add_row(*(Text(cell, style=TONES.get(cell, "")) for cell in line))
+    return shown
+
+
+def _say(out: Console, text: str, style: str = "") -> None:
+    out.print(Text(text, style=style))
+
+
+def show_start(out: Console, found: Found, preset: str, config: Any) -> None:
+    """What is about to be run."""
+    experiment = found.experiment
+    changed = folders.changes(experiment, preset, config)
+    _say(out, f"{experiment.name} (arXiv {experiment.paper}), preset {preset}", "bold")
+    _say(out, experiment.claim)
+    values = folders.as_dict(config)
+    shown = "  ".join(
+        f"{k}={v}{' (overridden)' if k in changed else ''}" for k, v in values.items()
+    )
+    _say(out, shown, "dim")
+
+
+def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
+    """The verdict with its figures, the tables, and where the report is."""
+    for title, table in sheet.tables.items():
+        out.print(_table(table, title))
+    _say(out, "The claim, part by part", "bold")
+    for line in parts_table(sheet.verdict.parts).lines:
+        _say_part(out, *line)
+    verdict = Text(f"{sheet.verdict.status}: ", style=f"bold {TONES[sheet.verdict.status]}")
+    out.print(verdict.append(sheet.verdict.reason + ".", style="not bold default"))
+    if stored := stored_line(sheet):
+        _say(out, stored)
+    out.print(Text(f"report: {place / 'report.html'}"), soft_wrap=True)
+
+
+def _say_part(
+    out: Console, name: str, difference: str, interval: str, bound: str, zero: str, status: str
+) -> None:
+    out.print(Text(f"  {name}: ").append(status, style=TONES[status]))
+    _say(out, f"    {difference}  95 % {interval}  must exceed {bound}  zero {zero}")
+
+
+def show_list(rows: Sequence[Mapping[str, Any]]) -> None:
+    """All experiments."""
+    out = console()
+    if not rows:
+        _say(out, "no experiments here; set DIVJAX_EXPERIMENTS to their folder")
+        return
+    lines = [(row["name"], row["paper"], row["status"], row["claim"]) for row in rows]
+    out.print(_table(Table(("name", "paper", "cpu verdict", "claim"), lines), wrap_last=True))
+
+
+def show_experiment(found: Found, preset: str, config: Any) -> None:
+    """Claim, presets, cells and data of one experiment."""
+    out = console()
+    experiment = found.experiment
+    _say(out, f"{experiment.name} (arXiv {experiment.paper})", "bold")
+    _say(out, experiment.claim)
+    stored = found.results / folders.VERDICT
+    status = MISSING
+    if stored.exists():
+        verdict = folders.read_json(stored)
+        status = f"{verdict['status']} ({verdict['reason']})"
+    _say(out, f"cpu verdict: {status}")
+    configs = {name: folders.as_dict(experiment.preset(name)) for name in experiment.presets}
+    configs[preset] = folders.as_dict(config)
+    fields = [[key, *(str(c[key]) for c in configs.values())] for key in configs[preset]]
+    out.print(_table(Table(["field", *configs], fields), "Presets"))
+    cells = [
+        (cell.name, str(len(cell.seeds)), "  ".join(f"{k}={v}" for k, v in cell.settings.items()))
+        for cell in folders.checked_cells(experiment, config)
+    ]
+    title = f"Cells of the preset {preset}"
+    out.print(_table(Table(("cell", "seeds", "settings"), cells), title, wrap_last=True))
+    for source in experiment.data(config):
+        real = "real data" if source.real else "synthetic data"
+        _say(out, f"{real}: {source.name}, {source.source}, sha256 {source.sha256[:16]}")
+    _say(out, f"file: {found.file}", "dim")
+
+
+def show_checks(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What verify found, with the problems below."""
+    out = console()
+    lines = [(row["name"], row["verify"], row["status"], _figures(row)) for row in rows]
+    columns = ("name", "records", "stored verdict", "differences")
+    out.print(_table(Table(columns, lines), wrap_last=True))
+    for row in rows:
+        for problem in row["problems"]:
+            out.print(Text(f"{row['name']}: {problem}"), soft_wrap=True)
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    figures = row["figures"].items()
+    return "; ".join(f"{name} {number(part['estimate'], signed=True)}" for name, part in figures)
