@@ -1,6 +1,7 @@
-'''The train step: objective and optimiser in, one pure `update` out, equal on 1 and on N devices.
+"""The train step: objective and optimiser in, one pure `update` out, equal on 1 and on N devices.
 
-    state.py       TrainState, Info, Step            step.py       make_step, alternate, over_seeds
+    state.py       TrainState, Info, Step            step.py       make_step
+    compose.py     alternate, over_seeds
     gradients.py   loss_and_grad, extragradient      parallel.py   compile, data_mesh
     evaluate.py    make_eval                         checkpoint.py save, restore, open_checkpoints
 
@@ -16,8 +17,8 @@
 
     step = make_step(objective, optax.adam(1e-3))
     state = step.init(params, jax.random.key(0))
-    update = parallel.compile(step)                 # on eight devices: compile(step, mesh=data_mesh())
-    state, info = update(state, batch)              # the old state is donated: do not use it again
+    update = parallel.compile(step)                 # on all devices: (step, mesh=data_mesh())
+    state, info = update(state, batch)              # the old state is donated: gone
 
 Signatures:
 
@@ -26,7 +27,7 @@ Signatures:
     Step.init(params, key, carry=()) -> TrainState              # copies: params stay yours
     Step.update(state, batch, frozen=None, *, axis_name=None) -> (TrainState, Info)
     TrainState(step, params, opt_state, controllers, refs, carry, key)         # step: [] int32
-    Info(value, terms, metrics)                     # value [], terms {name: []}, metrics {name: [...]}
+    Info(value, terms, metrics)                     # [], {name: []}, {name: [...]}
     alternate({"fake": (step, 4), "student": (step, 1)}) -> Step
     over_seeds(step, *, batch_axis=None) -> Step    # init(params [S, ...], keys [S]); infos [S]
     loss_and_grad(objective, *, accumulate=1, train=None, compute_dtype=None) -> GradFn
@@ -47,4 +48,24 @@ Signatures:
 `config` is a dataclass or a mapping of JSON values. `restore` raises ValueError, with path and
 remedy, for a corrupt or foreign checkpoint and for a config that differs (it names the keys).
 `step` of the checkpoint functions is a Python int: with seeds, state.step is [S].
-'''
+"""
+
+from divjax.train.compose import alternate, over_seeds
+from divjax.train.evaluate import make_eval
+from divjax.train.gradients import extragradient, loss_and_grad
+from divjax.train.parallel import data_mesh
+from divjax.train.state import Info, Step, TrainState
+from divjax.train.step import make_step
+
+__all__ = [
+    "Info",
+    "Step",
+    "TrainState",
+    "alternate",
+    "data_mesh",
+    "extragradient",
+    "loss_and_grad",
+    "make_eval",
+    "make_step",
+    "over_seeds",
+]

@@ -1,0 +1,188 @@
+"""Controllers: knobs of an objective or an optimiser that react to what the last step measured.
+
+The protocol is that of optax's stateful schedules, so the same object drives a coefficient through
+`ctx.knobs` and a learning rate through `optax.inject_hyperparams`. A plain schedule becomes a
+controller by `optax.schedules.WrappedSchedule(schedule)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from divjax.core import Array, PyTree
+from divjax.core.check import positive, require
+
+
+@runtime_checkable
+class Controller(Protocol):
+    """A knob with memory. Signals are the reduced terms and metrics of a step, and `value`."""
+
+    def init(self) -> PyTree:
+        """The state before the first step."""
+        ...
+
+    def __call__(self, state: PyTree, **signals: Any) -> PyTree:
+        """The knob for this step, from the state alone; signals are accepted and ignored."""
+        ...
+
+    def update(self, state: PyTree, **signals: Any) -> PyTree:
+        """The state after a step: the signals it needs as keywords, the others swallowed."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A Controller from three functions, as the factories below close over them."""
+
+    start: Callable[[], PyTree]
+    knob: Callable[[PyTree], PyTree]
+    move: Callable[..., PyTree]
+
+    def init(self) -> PyTree:
+        return self.start()
+
+    def __call__(self, state: PyTree, **signals: Any) -> PyTree:
+        return self.knob(state)
+
+    def update(self, state: PyTree, **signals: Any) -> PyTree:
+        return self.move(state, **signals)
+
+
+def adaptive_kl(*, target: float, horizon: float, initial: float) -> Controller:
+    """KL coefficient that steers a measured KL to a target, proportionally in log space.
+
+        e = clip(kl / target - 1, -0.2, 0.2),    beta <- beta (1 + e / horizon)
+
+    Args:
+        target: the KL wanted, in the units of the metric `kl` (nats).
+        horizon: steps over which the coefficient may change by a factor of about 1.2. The paper's
+            K_beta = 0.1 is horizon 10; code that counts episodes divides its horizon by the batch.
+        initial: beta of the first step.
+
+    Returns:
+        A Controller with knob beta [], state beta [] and signal `kl` [].
+
+    Raises:
+        ValueError: a hyper-parameter is not a finite number > 0 (references: arXiv 1909.08593).
+
+    Example:
+        >>> from divjax.optim import adaptive_kl
+        >>> control = adaptive_kl(target=6.0, horizon=10.0, initial=0.5)
+        >>> round(float(control(control.update(control.init(), kl=60.0))), 6)
+        0.51
+    """
+    for name, x in {"target": target, "horizon": horizon, "initial": initial}.items():
+        positive(name, x, caller="adaptive_kl")
+
+    def move(beta: Array, *, kl: Array, **_: Any) -> Array:
+        error = jnp.clip(kl / target - 1, -0.2, 0.2)
+        return beta * (1 + error / horizon)
+
+    return _Rule(lambda: jnp.float32(initial), lambda beta: beta, move)
+
+
+def multiplicative_weights(size: int, *, rate: float, read: Callable[..., Array]) -> Controller:
+    """Weights of several objectives that grow with the signal of each (exponentiated gradient).
+
+        w_k <- w_k exp(rate * x_k),   normalised to mean 1
+
+    With losses as signals the mixture moves to the worst objective, as in group DRO
+    (arXiv 1911.08731); a negative signal lowers a weight.
+
+    Args:
+        size: K, the number of objectives.
+        rate: step size in log space, > 0.
+        read: (**signals) -> x [K].
+
+    Returns:
+        A Controller with knob [K] of mean 1 and state log weights [K].
+
+    Raises:
+        ValueError: size or rate is not a finite number > 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.optim import multiplicative_weights
+        >>> weights = multiplicative_weights(2, rate=1.0, read=lambda *, losses, **_: losses)
+        >>> state = weights.update(weights.init(), losses=jnp.log(jnp.array([1.0, 3.0])))
+        >>> [round(float(w), 4) for w in weights(state)]
+        [0.5, 1.5]
+    """
+    positive("size", size, caller="multiplicative_weights")
+    positive("rate", rate, caller="multiplicative_weights")
+
+    def move(log_weights: Array, **signals: Any) -> Array:
+        return jax.nn.log_softmax(log_weights + rate * read(**signals))
+
+    return _Rule(
+        lambda: jnp.full(size, -jnp.log(jnp.float32(size))),
+        lambda log_weights: size * jax.nn.softmax(log_weights),
+        move,
+    )
+
+
+class Window(NamedTuple):
+    """The last signals of K objectives, oldest first.
+
+    Attributes:
+        values: [K, L], right-aligned: values[:, -1] is the newest; 0 where nothing is yet.
+        filled: [K] int32, how many of them are there, at most L.
+    """
+
+    values: Array
+    filled: Array
+
+
+def windowed(
+    size: int, length: int, *, knob: Callable[[Window], PyTree], read: Callable[..., Any]
+) -> Controller:
+    """A knob that is a function of the last `length` signals of each objective.
+
+    Objectives that were absent from a step keep their history. Re-weighting by convergence and
+    instability over two windows (arXiv 2510.21978) is a `knob` of six lines.
+
+    Args:
+        size: K, the number of objectives.
+        length: L, signals kept of each.
+        knob: Window -> knob, pure; it must say what an incomplete window means.
+        read: (**signals) -> (x [K], present [K] bool).
+
+    Returns:
+        A Controller with state `Window`.
+
+    Raises:
+        ValueError: size or length is not a positive number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.optim import windowed
+        >>> newest = windowed(1, 3, knob=lambda window: window.values[:, -1],
+        ...                   read=lambda *, x, **_: (x[None], jnp.array([True])))
+        >>> float(newest(newest.update(newest.init(), x=jnp.float32(7.0)))[0])
+        7.0
+    """
+    positive("size", size, caller="windowed")
+    positive("length", length, caller="windowed")
+
+    def move(window: Window, **signals: Any) -> Window:
+        x, present = read(**signals)
+        require(
+            jnp.shape(x) == (size,) and jnp.shape(present) == (size,),
+            "windowed",
+            f"read must return two arrays [{size}]",
+            x,
+            "stack one signal per objective, and which of them this step has",
+        )
+        pushed = jnp.concatenate([window.values[:, 1:], jnp.asarray(x)[:, None]], axis=1)
+        return Window(
+            jnp.where(present[:, None], pushed, window.values),
+            jnp.minimum(window.filled + present, length),
+        )
+
+    def start() -> Window:
+        return Window(jnp.zeros((size, length)), jnp.zeros(size, jnp.int32))
+
+    return _Rule(start, knob, move)

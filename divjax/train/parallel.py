@@ -1,0 +1,196 @@
+"""One compile for one device and for many: the only place that jits and that names a mesh axis."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from divjax.core import Batch, PyTree
+from divjax.core.check import require
+from divjax.train.state import Info, Step, TrainState
+
+
+class Compiled(Protocol):
+    """`update(state, batch, frozen=None) -> (state, Info)`, compiled."""
+
+    def __call__(
+        self, state: TrainState, batch: Batch, frozen: PyTree = None
+    ) -> tuple[TrainState, Info]:
+        """One step."""
+        ...
+
+
+def data_mesh(devices: int | None = None) -> Mesh:
+    """A mesh with the one axis "data".
+
+    Args:
+        devices: how many of jax.devices(); None takes all.
+
+    Returns:
+        A Mesh. Its axis is Auto: jax.make_mesh alone would make it Explicit, and shard_map then
+        refuses arrays that are not sharded yet.
+
+    Raises:
+        ValueError: there are fewer devices.
+
+    Example:
+        >>> from divjax.train.parallel import data_mesh
+        >>> data_mesh(1).axis_names
+        ('data',)
+    """
+    found = jax.devices()
+    count = len(found) if devices is None else devices
+    require(
+        0 < count <= len(found),
+        "data_mesh",
+        f"devices must lie in 1..{len(found)}",
+        devices,
+        "on CPU, set XLA_FLAGS=--xla_force_host_platform_device_count=N before importing jax",
+    )
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
+
+
+def compile(
+    step: Step, *, mode: str = "jit", mesh: Mesh | None = None, donate: bool = True
+) -> Compiled:
+    """Compiles `step.update` for one device or for a mesh of them; the numbers are the same.
+
+    The state is replicated and the batch is split along its first axis. "jit" lets the compiler
+    place the communication: the step sees the whole batch and axis_name is None. "shard_map" and
+    "pmap" run the step per device with the axis named, so that the collectives are those the step
+    writes; pmap is JAX's old way and is here for code that uses it.
+
+    Args:
+        step: from make_step, alternate or over_seeds (whose per-seed batches need mode "jit").
+        mode: "jit", "shard_map" or "pmap".
+        mesh: one axis, see `data_mesh`; None is one device, as for jax.jit.
+        donate: reuse the memory of the state passed in, which is then gone.
+
+    Returns:
+        update(state, batch, frozen=None) -> (state, Info). The batch holds the rows of all devices,
+        [B, ...], as NumPy or JAX arrays; `frozen` is replicated and never donated.
+
+    Raises:
+        ValueError: unknown mode, a mesh of several axes; at the first call: B is no multiple of the
+            number of devices.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from divjax.core import Loss, masked_mean
+        >>> from divjax.train import make_step, parallel
+        >>> def objective(w, batch, ctx):
+        ...     return Loss({"fit": (0.5, masked_mean((w - batch["y"]) ** 2))})
+        >>> step = make_step(objective, optax.sgd(0.5))
+        >>> update = parallel.compile(step, mesh=parallel.data_mesh())
+        >>> state, info = update(step.init(jnp.float32(0.0), jax.random.key(0)),
+        ...                      {"y": jnp.repeat(jnp.array([2.0, 4.0]), 8)})
+        >>> float(state.params), float(info.value)
+        (1.5, 5.0)
+    """
+    require(mode in _MODES, "compile", f"mode must be one of {sorted(_MODES)}", mode, "pass one")
+    require(
+        mesh is None or len(mesh.axis_names) == 1,
+        "compile",
+        "mesh must have one axis",
+        None if mesh is None else mesh.axis_names,
+        "pass data_mesh()",
+    )
+    return _MODES[mode](step, mesh, donate)
+
+
+def _jit(step: Step, mesh: Mesh | None, donate: bool) -> Compiled:
+    donated = (0,) if donate else ()
+    if mesh is None:
+        return jax.jit(step.update, donate_argnums=donated)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+
+    def whole(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Info]:
+        _check_rows(batch, mesh.size)
+        return step.update(state, batch, frozen)
+
+    return _with_default(
+        jax.jit(
+            whole,
+            in_shardings=(everywhere, split, everywhere),
+            out_shardings=everywhere,
+            donate_argnums=donated,
+        )
+    )
+
+
+def _shard_map(step: Step, mesh: Mesh | None, donate: bool) -> Compiled:
+    mesh = data_mesh(1) if mesh is None else mesh
+    (axis,) = mesh.axis_names
+    replicated, split = PartitionSpec(), PartitionSpec(axis)
+
+    def local(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Info]:
+        return step.update(state, batch, frozen, axis_name=axis)
+
+    mapped = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(replicated, split, replicated),
+        out_specs=(replicated, replicated),
+        check_vma=True,
+    )
+
+    def whole(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Info]:
+        _check_rows(batch, mesh.size)
+        result: tuple[TrainState, Info] = mapped(state, batch, frozen)
+        return result
+
+    return _with_default(jax.jit(whole, donate_argnums=(0,) if donate else ()))
+
+
+def _pmap(step: Step, mesh: Mesh | None, donate: bool) -> Compiled:
+    mesh = data_mesh(1) if mesh is None else mesh
+    (axis,) = mesh.axis_names
+    devices = mesh.size
+
+    def local(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Info]:
+        return step.update(state, batch, frozen, axis_name=axis)
+
+    mapped = jax.pmap(
+        local,
+        axis_name=axis,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+        donate_argnums=(0,) if donate else (),
+    )
+
+    def folded(state: TrainState, batch: Batch, frozen: PyTree) -> Any:
+        _check_rows(batch, devices)
+        fold = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+        return mapped(state, fold, frozen)
+
+    return _with_default(folded)
+
+
+_MODES: Mapping[str, Callable[[Step, Mesh | None, bool], Compiled]] = {
+    "jit": _jit,
+    "shard_map": _shard_map,
+    "pmap": _pmap,
+}
+
+
+def _with_default(fn: Callable[[TrainState, Batch, PyTree], tuple[TrainState, Info]]) -> Compiled:
+    def update(state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, Info]:
+        return fn(state, batch, frozen)
+
+    return update
+
+
+def _check_rows(batch: Batch, devices: int) -> None:
+    for path, x in jax.tree_util.tree_leaves_with_path(batch):
+        require(
+            jnp.ndim(x) > 0 and jnp.shape(x)[0] % devices == 0,
+            "compile",
+            f"the first axis of batch{jax.tree_util.keystr(path)} must be a multiple of "
+            f"{devices} devices",
+            x,
+            "pad with masked rows, or pass mesh=data_mesh(devices) with a divisor",
+        )
