@@ -57,7 +57,7 @@ def _normalised(z_p: Array, z_q: Array) -> _Pair:
         jnp.where(m > -jnp.inf, m, 0.0)
         for m in (jnp.max(z_p, axis=-1, keepdims=True), jnp.max(z_q, axis=-1, keepdims=True))
     )
-    # The barrier keeps XLA from computing the exponentials once per consumer.
+    # The barriers keep XLA from computing exponentials and ratios once per consumer.
     e_p, e_q = jax.lax.optimization_barrier((jnp.exp(z_p - peak_p), jnp.exp(z_q - peak_q)))
     sum_p = jnp.sum(e_p, axis=-1, keepdims=True)
     sum_q = jnp.sum(e_q, axis=-1, keepdims=True)
@@ -65,12 +65,13 @@ def _normalised(z_p: Array, z_q: Array) -> _Pair:
     d, error = _exact_difference(z_p, z_q)
     shift, shift_error = _exact_difference(peak_p, peak_q)
     u = (d - shift) + ((error - shift_error) - jnp.log(sum_p / sum_q))
+    u = jax.lax.optimization_barrier(_one_sided(u, z_p, z_q))
     return _Pair(
         e_p * (1.0 / sum_p),
         e_q * (1.0 / sum_q),
         z_p - peak_p - jnp.log(sum_p),
         z_q - peak_q - jnp.log(sum_q),
-        _one_sided(u, z_p, z_q),
+        u,
     )
 
 
