@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +16,11 @@ from divjax.lab.records import LabError, Record, plain, revive, write_atomic
 
 if TYPE_CHECKING:
     from divjax.lab.experiment import Cell
+    from divjax.train.checkpoint import Checkpoints
 
 
 class NonFinite(LabError):
     """A term became NaN or infinite; the message names the step, the seeds and the term."""
-
-
-class Checkpoints(Protocol):
-    """Where one training run keeps its states; see `divjax.train.checkpoint`."""
-
-    def save(self, step: int, state: PyTree) -> None:
-        """Keeps the state, atomically; it may be donated afterwards."""
-
-    def restore(self, like: PyTree) -> tuple[PyTree, int] | None:
-        """The newest whole state with its step, or None when there is none."""
-
-    def close(self) -> None:
-        """Waits until everything is on the disk."""
 
 
 class Run:
@@ -47,7 +35,7 @@ class Run:
         cell: "Cell",
         *,
         folder: Path,
-        open_checkpoints: Callable[[Path], Checkpoints],
+        open_checkpoints: Callable[[Path], "Checkpoints"],
         drop_rest: Callable[[], None],
         progress: Callable[[int, int], None],
     ) -> None:
@@ -75,7 +63,7 @@ class Run:
         seeds = self.cell.seeds
         values = {name: np.asarray(value) for name, value in metrics.items()}
         if not seeds:
-            return [{**columns, **plain(values)}]
+            return [{**columns, **revive(plain(values))}]
         if len(seeds) == 1:
             values = {n: v[None] if v.shape[:1] != (1,) else v for n, v in values.items()}
         for name, value in values.items():
@@ -85,7 +73,7 @@ class Run:
                     f"{len(seeds)} seeds, got {list(value.shape)}; vmap it over the seeds"
                 )
         return [
-            {"seed": seed, **columns, **{name: plain(value[i]) for name, value in values.items()}}
+            {"seed": seed, **columns, **revive(plain({n: v[i] for n, v in values.items()}))}
             for i, seed in enumerate(seeds)
         ]
 
@@ -187,7 +175,7 @@ class _Keeper:
     imports orbax.
     """
 
-    def __init__(self, folder: Path, call: int, opener: Callable[[Path], Checkpoints]) -> None:
+    def __init__(self, folder: Path, call: int, opener: Callable[[Path], "Checkpoints"]) -> None:
         self._folder = folder
         self._call = call
         self._opener = opener
@@ -205,7 +193,10 @@ class _Keeper:
         """The newest state and the rows up to it; else the state as it came, and no rows."""
         if self._rows.exists():
             self._store = self._opener(self._states)
-            restored = self._store.restore(state)
+            try:
+                restored = self._store.restore(state)
+            except ValueError as error:  # damaged, or of another state: the message says what to do
+                raise LabError(str(error)) from error
             if restored is not None:
                 held = json.loads(self._rows.read_text("utf-8"))
                 return restored[0], [revive(row) for row in held if row["step"] <= restored[1]]

@@ -3,10 +3,8 @@
 import base64
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from divjax.lab.report import Sheet, Table
+from divjax.lab.sheet import CAPTION, Sheet, Table, parts_table, stored_line
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #5a6672; --rule: #dfe4e9; --paper: #ffffff;
@@ -38,16 +36,24 @@ td { vertical-align: top; } th:last-child, td:last-child { padding-right: 0; }
 .hash { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 12px;
   overflow-wrap: anywhere; min-width: 16ch; }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; }
+figcaption { color: var(--soft); font-size: 14px; line-height: 1.45; max-width: 70ch; }
 p.note { max-width: 66ch; }
 .setup { font-size: 14.5px; } .setup td:first-child { white-space: nowrap; color: var(--soft); }
 details { margin-top: 18px; } summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 600px) { main { padding: 24px 18px 40px; } h1 { font-size: 28px; }
-  .claim { font-size: 17px; } .wide { overflow-x: auto; } .wide img { min-width: 560px; } }
+  .claim { font-size: 17px; } figure { margin: 0 -8px; }
+  th, td { padding-right: 12px; }
+  .parts thead { display: none; }
+  .parts tr { display: block; padding: 10px 0; border-bottom: 1px solid var(--rule); }
+  .parts td { display: flex; gap: 12px; padding: 2px 0; border: 0; }
+  .parts td:first-child { font-weight: 600; }
+  .parts td:not(:first-child)::before { content: attr(data-label); flex: 0 0 8em;
+    color: var(--soft); font-weight: 400; } }
 @media print { body { background: none; } main { padding: 0; } }
 """
 
 
-def _table(table: "Table", kind: str = "figures") -> str:
+def _table(table: Table, kind: str = "figures") -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     body = "".join(
         "<tr>"
@@ -63,43 +69,40 @@ def _table(table: "Table", kind: str = "figures") -> str:
 
 def _cell(column: str, text: str) -> str:
     classes = {"status": f"status {text}", "sha256": "hash"}
-    return f'<td class="{classes.get(column, "")}">{escape(text)}</td>'
-
-
-def _figure(title: str, svg: bytes) -> str:
-    picture = base64.b64encode(svg).decode()
     return (
-        f'<h2>{escape(title)}</h2><figure class="wide"><img alt="{escape(title)}" '
-        f'src="data:image/svg+xml;base64,{picture}"></figure>'
+        f'<td class="{classes.get(column, "")}" data-label="{escape(column)}">{escape(text)}</td>'
     )
 
 
-def _head(s: "Sheet") -> str:
-    from divjax.lab.report import stored_line
+def _figure(title: str, svg: bytes, caption: str = "") -> str:
+    picture = base64.b64encode(svg).decode()
+    return (
+        f'<h2>{escape(title)}</h2><figure><img alt="{escape(title)}" '
+        f'src="data:image/svg+xml;base64,{picture}"><figcaption>{escape(caption)}</figcaption></figure>'
+    )
 
+
+def _head(s: Sheet) -> str:
     e, v = s.experiment, s.verdict
-    stored = stored_line(s)
-    tone = s.stored["status"] if s.stored else "inconclusive"
-    beside = f'<p class="{tone}"><span class="status">{escape(stored)}</span></p>' if stored else ""
+    before, status, after = (escape(text) for text in stored_line(s))
+    beside = f'<p>{before} <span class="status {status}">{status}</span> {after}</p>'
     return (
         f'<p class="over">divjax experiment, preset {escape(s.preset)}, '
         f'<a href="https://arxiv.org/abs/{escape(e.paper)}">arXiv {escape(e.paper)}</a></p>'
         f"<h1>{escape(e.name)}</h1>"
         f'<p class="claim">{escape(e.claim)}</p>'
         f'<div class="verdict {v.status}"><strong>{v.status.capitalize()}</strong>'
-        f"<p>{escape(v.reason[:1].upper() + v.reason[1:])}.</p>{beside}</div>"
+        f"<p>{escape(v.reason[:1].upper() + v.reason[1:])}.</p>{beside if before else ''}</div>"
     )
 
 
-def page(s: "Sheet", figures: Mapping[str, bytes]) -> str:
+def page(s: Sheet, figures: Mapping[str, bytes]) -> str:
     """The whole page; `figures` maps titles to svg."""
-    from divjax.lab.report import Table, parts_table
-
     first, *others = figures.items()
     blocks = [
         _head(s),
-        _table(parts_table(s.verdict.parts)),
-        _figure(*first),
+        _table(parts_table(s.verdict.parts), "figures parts"),
+        _figure(*first, CAPTION),
         *(f"<h2>{escape(title)}</h2>{_table(table)}" for title, table in s.tables.items()),
         *(_figure(title, picture) for title, picture in others),
         *(f'<p class="note">{escape(note)}</p>' for note in s.notes),

@@ -18,6 +18,7 @@ INK, SOFT, RULE = "#1f2933", "#6b7785", "#d8dee4"
 # Distinguishable with any colour vision; the order is that of the arms.
 COLOURS = ("#0b6e99", "#d1603d", "#4f8a3c", "#8757a4", "#b8860b", "#3c5a99", "#a6396b", "#5f6b73")
 STATUS_COLOURS = {REPRODUCED: "#2b7a4b", CONTRADICTED: "#b3362b"}
+WIDTH = 6.4  # inches; narrow enough for the letters to be read on a phone
 STYLE: Mapping[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -27,7 +28,8 @@ STYLE: Mapping[str, Any] = {
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9.5,
+    "axes.titlepad": 7,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.grid": True,
@@ -75,7 +77,7 @@ def intervals(parts: Sequence[Part]) -> "Figure":
 
     The shaded side is where the interval must lie for the claim to hold.
     """
-    with _figure(7.2, 0.55 + 1.05 * len(parts)) as figure:
+    with _figure(WIDTH, 0.45 + 1.15 * len(parts)) as figure:
         axes = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
         for ax, part in zip(axes, parts, strict=True):
             _interval(ax, part)
@@ -130,7 +132,7 @@ def learning_curves(
         x: column on the x axis.
         label: name of the y axis, the metric's when None.
     """
-    with _figure(7.2, 3.4) as figure:
+    with _figure(WIDTH, 3.4) as figure:
         ax = figure.subplots()
         groups = list(dict.fromkeys(row[by] for row in records if metric in row))
         ends = []
@@ -178,7 +180,7 @@ def by_arm(records: Records, metric: str, *, by: str = "arm", label: str | None 
         label: name of the x axis, the metric's when None.
     """
     groups = by_seed(final(records, metric), metric, by=by)
-    with _figure(7.2, 0.9 + 0.36 * len(groups)) as figure:
+    with _figure(WIDTH, 0.9 + 0.36 * len(groups)) as figure:
         ax = figure.subplots()
         for row, ((_, held), colour) in enumerate(
             zip(groups.items(), _colours(len(groups)), strict=True)
@@ -212,7 +214,7 @@ def reliability(
     arms = list(confidence)
     columns = min(len(arms), 4)
     lines = -(-len(arms) // columns)
-    with _figure(7.2, 2.15 * lines + 0.3) as figure:
+    with _figure(WIDTH, 2.15 * lines + 0.3) as figure:
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for ax, arm, colour in zip(panels.flat, arms, _colours(len(arms)), strict=False):
             n = np.asarray(count[arm], np.float64)

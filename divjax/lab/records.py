@@ -64,9 +64,15 @@ def plain(value: Any) -> Any:
     return plain(array.tolist())
 
 
-def revive(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Undoes what `plain` does to NaN and infinities at the top of a row."""
-    return {k: _SPECIAL.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+def revive(value: Any) -> Any:
+    """Undoes what `plain` does to NaN and infinities."""
+    if isinstance(value, str):
+        return _SPECIAL.get(value, value)
+    if isinstance(value, list):
+        return [revive(item) for item in value]
+    if isinstance(value, dict):
+        return {key: revive(item) for key, item in value.items()}
+    return value
 
 
 def encode(row: Record) -> bytes:

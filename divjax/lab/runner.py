@@ -6,17 +6,20 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
 from divjax.lab import folder as folders
 from divjax.lab import records
 from divjax.lab.experiment import Cell, Found, Report
-from divjax.lab.loop import Checkpoints, Run
+from divjax.lab.loop import Run
 from divjax.lab.progress import Watcher, watching
 from divjax.lab.records import LabError
 from divjax.lab.verdict import Verdict, conclude
+
+if TYPE_CHECKING:
+    from divjax.train.checkpoint import Checkpoints
 
 
 class Outcome(NamedTuple):
@@ -152,11 +155,10 @@ def _run_cell(
     watcher.end(cell.name, seconds, steps)
 
 
-def _open_checkpoints(directory: Path, *, config: Any) -> Checkpoints:
+def _open_checkpoints(directory: Path, *, config: Any) -> "Checkpoints":
     from divjax.train.checkpoint import open_checkpoints  # brings orbax
 
-    store: Checkpoints = open_checkpoints(directory, config)
-    return store
+    return open_checkpoints(directory, folders.as_dict(config))
 
 
 def _other_rows(cell: Cell, row: int, place: Path) -> LabError:

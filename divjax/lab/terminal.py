@@ -11,7 +11,7 @@ from rich.text import Text
 
 from divjax.lab import folder as folders
 from divjax.lab.experiment import Found
-from divjax.lab.report import Sheet, Table, number, parts_table, stored_line
+from divjax.lab.sheet import Sheet, Table, number, parts_table, stored_line
 from divjax.lab.verdict import CONTRADICTED, INCONCLUSIVE, REPRODUCED
 from divjax.lab.verify import MATCH, MISMATCH, MISSING
 
@@ -67,16 +67,19 @@ def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
         _say_part(out, *line)
     verdict = Text(f"{sheet.verdict.status}: ", style=f"bold {TONES[sheet.verdict.status]}")
     out.print(verdict.append(sheet.verdict.reason + ".", style="not bold default"))
-    if stored := stored_line(sheet):
-        _say(out, stored)
+    before, status, after = stored_line(sheet)
+    if before:
+        out.print(
+            Text(f"{before} ").append(status, style=TONES.get(status, "")).append(f" {after}")
+        )
     out.print(Text(f"report: {place / 'report.html'}"), soft_wrap=True)
 
 
 def _say_part(
-    out: Console, name: str, difference: str, interval: str, bound: str, zero: str, status: str
+    out: Console, name: str, status: str, difference: str, interval: str, bound: str, zero: str
 ) -> None:
     out.print(Text(f"  {name}: ").append(status, style=TONES[status]))
-    _say(out, f"    {difference}  95 % {interval}  must exceed {bound}  zero {zero}")
+    _say(out, f"    {difference}  95 % {interval}  must exceed {bound}  zero is {zero}")
 
 
 def show_list(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -130,4 +133,4 @@ def show_checks(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _figures(row: Mapping[str, Any]) -> str:
     figures = row["figures"].items()
-    return "; ".join(f"{name} {number(part['estimate'], signed=True)}" for name, part in figures)
+    return "; ".join(f"{name} {number(part['estimate'])}" for name, part in figures)

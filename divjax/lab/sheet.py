@@ -1,0 +1,158 @@
+"""All that a report shows, before it is Markdown, HTML or a terminal."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from divjax.lab import folder as folders
+from divjax.lab.experiment import Experiment, Found, Report
+from divjax.lab.progress import duration
+from divjax.lab.verdict import PROVISIONAL, Part, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Table(NamedTuple):
+    """Text cells under column names."""
+
+    columns: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+class Sheet(NamedTuple):
+    """All that a report shows, before it is Markdown, HTML or a terminal."""
+
+    experiment: Experiment
+    preset: str
+    verdict: Verdict
+    stored: Mapping[str, Any] | None  # the stored verdict, where it is another one
+    tables: Mapping[str, Table]
+    notes: Sequence[str]
+    setup: Sequence[tuple[str, str]]
+    config: Table
+    data: Table
+
+
+def number(value: float) -> str:
+    """Four significant digits, with a true minus and infinity."""
+    if math.isinf(value):
+        return "−∞" if value < 0 else "∞"
+    return f"{value:.4g}".replace("-", "−")
+
+
+def parts_table(parts: Sequence[Part]) -> Table:
+    """The evidence, one line a part."""
+    where = {"below": "below it", "inside": "inside", "above": "above it"}
+    columns = (
+        "part of the claim",
+        "status",
+        "difference",
+        "95 % interval",
+        "must exceed",
+        "zero lies",
+    )
+    lines = []
+    for part in parts:
+        digits = _digits(part)
+        estimate, low, high = (_fixed(x, digits) for x in (part.estimate, part.low, part.high))
+        bound = number(part.threshold)
+        lines.append(
+            (part.name, part.status, estimate, f"[{low}, {high}]", bound, where[part.zero])
+        )
+    return Table(columns, lines)
+
+
+def _digits(part: Part) -> int:
+    """Decimals that show three digits of the half-width; of the estimate when there is none."""
+    half = (part.high - part.low) / 2
+    scale = half if 0 < half < math.inf else abs(part.estimate)
+    return min(max(2 - math.floor(math.log10(scale)), 0), 12) if scale else 3
+
+
+def _fixed(value: float, digits: int) -> str:
+    return number(value) if math.isinf(value) else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value)
+    return str(value)
+
+
+def _table(table: "pd.DataFrame") -> Table:
+    lines = [[_text(value) for value in line] for line in table.itertuples(index=False, name=None)]
+    return Table([str(column) for column in table.columns], lines)
+
+
+def _setup(place: Path) -> list[tuple[str, str]]:
+    """What the run was made with, as pairs of text."""
+    seen = folders.read_json(place / folders.ENVIRONMENT)
+    git, device = seen["git"], seen["device"]
+    revision = "not in a git checkout"
+    if git:
+        revision = git["revision"][:12] + (" with uncommitted changes" if git["dirty"] else "")
+    packages = [f"{name} {version}" for name, version in seen["packages"].items()]
+    lines = [
+        ("device", f"{device['count']} {device['kind']} ({device['platform']})"),
+        ("precision", "64 bit" if seen["x64"] else "32 bit"),
+        ("git revision", revision),
+        (
+            "versions",
+            ", ".join([f"divjax {seen['divjax']}", f"Python {seen['python']}", *packages]),
+        ),
+    ]
+    timings = place / folders.TIMINGS
+    if timings.exists():
+        spent = [json.loads(line)["seconds"] for line in timings.read_text("utf-8").splitlines()]
+        lines.insert(0, ("computed in", f"{duration(sum(spent))}, {len(spent)} cells"))
+    return lines
+
+
+def gather(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet:
+    """Gathers what the report of a run folder shows."""
+    identity = folders.read_json(place / folders.CONFIG)
+    stored_file = found.results / folders.VERDICT
+    provisional = identity["preset"] in PROVISIONAL
+    stored = folders.read_json(stored_file) if provisional and stored_file.exists() else None
+    overrides = identity["overrides"]
+    config = [
+        (key, json.dumps(value), "yes" if key in overrides else "")
+        for key, value in identity["config"].items()
+    ]
+    data = [
+        (source["name"], str(source["real"]).lower(), source["source"], source["sha256"])
+        for source in identity["data"]
+    ]
+    return Sheet(
+        experiment=found.experiment,
+        preset=identity["preset"],
+        verdict=verdict,
+        stored=stored,
+        tables={title: _table(table) for title, table in report.tables.items()},
+        notes=report.notes,
+        setup=_setup(place),
+        config=Table(("field", "value", "overridden"), config),
+        data=Table(("data", "real", "source", "sha256"), data),
+    )
+
+
+CAPTION = (
+    "A dot is the paired difference of one seed, the bar the 95 % Student-t interval of their "
+    "mean. A part holds when the whole bar lies on the shaded side of the threshold."
+)
+
+
+def stored_line(s: Sheet) -> tuple[str, str, str]:
+    """What the stored cpu run says, beside a preset that is too small to say anything.
+
+    Returns:
+        (introduction, status, reason); three empty texts for a preset that speaks for itself.
+    """
+    if s.preset not in PROVISIONAL:
+        return "", "", ""
+    if s.stored is None:
+        return "No verdict of the cpu preset is stored yet.", "", ""
+    return "The stored cpu run says:", s.stored["status"], f"({s.stored['reason']})."
