@@ -208,7 +208,7 @@ def _of_logits_slopes_jvp(g: Generator, wanted: Wanted, primals: Any, tangents: 
 # --- the public functions ---
 
 
-def _prepare(
+def prepare(
     caller: str,
     names: tuple[str, str],
     p: Array,
@@ -271,7 +271,7 @@ def f_divergence(
         >>> print(f"{f_divergence(p, q, generators.kl):.6f}")
         0.223805
     """
-    a, b = _prepare("f_divergence", ("log_p", "log_q"), log_p, log_q, axis, where)
+    a, b = prepare("f_divergence", ("log_p", "log_q"), log_p, log_q, axis, where)
     return _of_log_probs(_bounded(generator, max_log_ratio), a, b)
 
 
@@ -313,9 +313,9 @@ def f_divergence_from_logits(
         >>> kl = lambda z: f_divergence_from_logits(teacher, z, generators.kl)
         >>> value, gradient = jax.value_and_grad(kl)(student)
         >>> print(f"{value:.4f}", [f"{g:.4f}" for g in gradient])
-        0.2067 ['-0.2583', '0.2583', '0.0000']
+        0.1683 ['-0.2583', '0.2583', '0.0000']
     """
-    a, b = _prepare(
+    a, b = prepare(
         "f_divergence_from_logits", ("logits_p", "logits_q"), logits_p, logits_q, axis, where
     )
     return _of_logits(_bounded(generator, max_log_ratio), a, b)
