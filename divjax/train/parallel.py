@@ -1,7 +1,7 @@
 """One compile for one device and for many: the only place that jits and that names a mesh axis."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,11 @@ def data_mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
 
 
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The tree on every device of the mesh; for a teacher once, instead of at each step."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
 def compile(
     step: Step, *, mode: str = "jit", mesh: Mesh | None = None, donate: bool = True
 ) -> Compiled:
@@ -70,7 +75,7 @@ def compile(
 
     Returns:
         update(state, batch, frozen=None) -> (state, Info). The batch holds the rows of all devices,
-        [B, ...], as NumPy or JAX arrays; `frozen` is replicated and never donated.
+        [B, ...], as NumPy or JAX arrays; `frozen` is never donated, see `replicate`.
 
     Raises:
         ValueError: unknown mode, a mesh of several axes; at the first call: B is no multiple of the
@@ -97,32 +102,29 @@ def compile(
         None if mesh is None else mesh.axis_names,
         "pass data_mesh()",
     )
-    return _MODES[mode](step, mesh, donate)
-
-
-def _jit(step: Step, mesh: Mesh | None, donate: bool) -> Compiled:
     donated = (0,) if donate else ()
-    if mesh is None:
+    if mesh is None and mode == "jit":  # nothing between the caller and jax's own fast path
         return jax.jit(step.update, donate_argnums=donated)
+    mesh = data_mesh(1) if mesh is None else mesh
+    return _on_mesh(_MODES[mode](step, mesh, donated), mesh)
+
+
+def _jit(step: Step, mesh: Mesh, donated: tuple[int, ...]) -> Compiled:
     everywhere = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
 
     def whole(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Info]:
-        _check_rows(batch, mesh.size)
         return step.update(state, batch, frozen)
 
-    return _with_default(
-        jax.jit(
-            whole,
-            in_shardings=(everywhere, split, everywhere),
-            out_shardings=everywhere,
-            donate_argnums=donated,
-        )
+    return jax.jit(
+        whole,
+        in_shardings=(everywhere, split, everywhere),
+        out_shardings=everywhere,
+        donate_argnums=donated,
     )
 
 
-def _shard_map(step: Step, mesh: Mesh | None, donate: bool) -> Compiled:
-    mesh = data_mesh(1) if mesh is None else mesh
+def _shard_map(step: Step, mesh: Mesh, donated: tuple[int, ...]) -> Compiled:
     (axis,) = mesh.axis_names
     replicated, split = PartitionSpec(), PartitionSpec(axis)
 
@@ -136,19 +138,11 @@ def _shard_map(step: Step, mesh: Mesh | None, donate: bool) -> Compiled:
         out_specs=(replicated, replicated),
         check_vma=True,
     )
-
-    def whole(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Info]:
-        _check_rows(batch, mesh.size)
-        result: tuple[TrainState, Info] = mapped(state, batch, frozen)
-        return result
-
-    return _with_default(jax.jit(whole, donate_argnums=(0,) if donate else ()))
+    return jax.jit(mapped, donate_argnums=donated)
 
 
-def _pmap(step: Step, mesh: Mesh | None, donate: bool) -> Compiled:
-    mesh = data_mesh(1) if mesh is None else mesh
+def _pmap(step: Step, mesh: Mesh, donated: tuple[int, ...]) -> Compiled:
     (axis,) = mesh.axis_names
-    devices = mesh.size
 
     def local(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Info]:
         return step.update(state, batch, frozen, axis_name=axis)
@@ -159,26 +153,32 @@ def _pmap(step: Step, mesh: Mesh | None, donate: bool) -> Compiled:
         in_axes=(None, 0, None),
         out_axes=None,
         devices=list(mesh.devices.flat),
-        donate_argnums=(0,) if donate else (),
+        donate_argnums=donated,
     )
 
-    def folded(state: TrainState, batch: Batch, frozen: PyTree) -> Any:
-        _check_rows(batch, devices)
-        fold = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
-        return mapped(state, fold, frozen)
+    def folded(state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, Info]:
+        parts = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
+        result: tuple[TrainState, Info] = mapped(state, parts, frozen)
+        return result
 
-    return _with_default(folded)
+    return folded
 
 
-_MODES: Mapping[str, Callable[[Step, Mesh | None, bool], Compiled]] = {
+_MODES: Mapping[str, Callable[[Step, Mesh, tuple[int, ...]], Compiled]] = {
     "jit": _jit,
     "shard_map": _shard_map,
     "pmap": _pmap,
 }
 
 
-def _with_default(fn: Callable[[TrainState, Batch, PyTree], tuple[TrainState, Info]]) -> Compiled:
+def _on_mesh(fn: Compiled, mesh: Mesh) -> Compiled:
+    """Checks the rows and places a state that comes from elsewhere, so that all calls are alike."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
     def update(state: TrainState, batch: Batch, frozen: PyTree = None) -> tuple[TrainState, Info]:
+        _check_rows(batch, mesh.size)
+        if state.step.sharding != everywhere:  # the first call: it would be compiled for itself
+            state = replicate(state, mesh)
         return fn(state, batch, frozen)
 
     return update
