@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -53,12 +53,18 @@ class _Live:
         self._all = progress.add_task("cells", total=total, completed=done, counts=False, of=total)
         self._cell = progress.add_task("", total=None, visible=False, counts=True, of=0)
 
+    def _reset(self, *, total: int | None, of: int, completed: int = 0, **shown: Any) -> None:
+        """Begins the bar of the cell anew; rich forgets the fields it is not told again."""
+        self._progress.reset(
+            self._cell, total=total, completed=completed, counts=True, of=of, **shown
+        )
+
     def begin(self, cell: str) -> None:
-        self._progress.reset(self._cell, total=None, description=cell, visible=True, of=0)
+        self._reset(total=None, description=cell, visible=True, of=0)
 
     def step(self, step: int, steps: int) -> None:
         if self._progress.tasks[self._cell].total is None:  # the first step of a train call
-            self._progress.reset(self._cell, total=steps, completed=step, of=steps)
+            self._reset(total=steps, completed=step, of=steps)
         self._progress.update(self._cell, completed=step)
         self._progress.update(self._all, completed=self._done + step / steps)
         if step == steps:

@@ -79,7 +79,7 @@ def _say_part(
     out: Console, name: str, status: str, difference: str, interval: str, bound: str, zero: str
 ) -> None:
     out.print(Text(f"  {name}: ").append(status, style=TONES[status]))
-    _say(out, f"    {difference}  95 % {interval}  must exceed {bound}  zero is {zero}")
+    _say(out, f"    {difference}  95 % {interval}  must exceed {bound}  zero lies {zero}")
 
 
 def show_list(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -62,14 +62,14 @@ def loss(w, decay, x, y):
     return -jnp.mean(jax.nn.log_softmax(x @ w)[jnp.arange(len(y)), y]) + decay * jnp.sum(w**2)
 
 
-@partial(jax.jit, static_argnames=("lr", "decay", "scale", "blow_up"), donate_argnums=0)
+@partial(jax.jit, donate_argnums=0)
 @partial(jax.vmap, in_axes=(0, None, None, None, None, None))
 def update(state, batch, lr, decay, scale, blow_up):
     value, grad = jax.value_and_grad(loss)(state.w, decay, *batch)
     key, noise = jax.random.split(state.key)
     grad = grad + scale * jax.random.normal(noise, grad.shape)
     w = state.w - lr * grad
-    value = jnp.where(blow_up & (state.step >= 30), jnp.nan, value)
+    value = jnp.where(blow_up & (state.step >= 13), jnp.nan, value)
     return State(state.step + 1, w, key), {"terms": {"ce": value}}
 
 
@@ -168,7 +168,11 @@ def analyse(config, records):
             ),
             "Reliability on the test split": lambda: reliability(kept),
         },
-        notes=[f"Learning rates were chosen on the validation split: {best}."],
+        notes=[
+            "Learning rates chosen on the validation split: "
+            + ", ".join(f"{arm} {chosen['lr']}" for arm, chosen in best.items())
+            + ". The flat arm is there to be bad."
+        ],
     )
 
 
@@ -179,7 +183,7 @@ EXPERIMENT = Experiment(
     "and keeps its accuracy.",
     config=Config,
     presets={
-        "smoke": {"steps": 20, "every": 10, "seeds": 2, "lr": (1.0,)},
+        "smoke": {"steps": 20, "every": 5, "seeds": 2, "lr": (1.0,)},
         "demo": {"seeds": 3},
         "cpu": {},
     },
