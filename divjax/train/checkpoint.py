@@ -2,12 +2,14 @@
 
 One orbax Composite per step: `state` holds the leaves under their paths, typed keys included, and
 `about` the config and a checksum of every leaf (orbax itself does not notice a changed byte of
-array data). A step appears as a whole or not at all; what a killed process left behind is ignored
-and then removed. Arrays come back with the values, types and shardings of `like`, bit for bit.
+array data). A step appears as a whole or not at all; what a killed process left behind is ignored,
+and removed by the next save. Arrays come back with the values, types and shardings of `like`, bit
+for bit.
 """
 
 import dataclasses
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from divjax.core import PyTree
 from divjax.core.check import positive, require
 
 _FORMAT = "divjax-1"
+_TORN = ".orbax-checkpoint-tmp"  # in the name of a directory that is not complete yet
 
 
 class Checkpoints(NamedTuple):
@@ -104,11 +107,12 @@ def open_checkpoints(directory: str | Path, config: Any, *, keep: int | None = 2
         positive("keep", keep, caller="open_checkpoints")
     described = _json_config(config)
     _check_folder(folder)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
     manager = ocp.CheckpointManager(folder, options=options)
 
     def save(step: int, state: PyTree) -> None:
         manager.wait_until_finished()  # one write at a time: else the list of steps is not settled
+        _sweep(folder)
         for later in [s for s in manager.all_steps() if s >= step]:
             manager.delete(later)
         leaves = _named(state)
@@ -215,8 +219,15 @@ def _check_folder(folder: Path) -> None:
 
 
 def _ours(path: Path) -> bool:
-    step = path.name.split(".orbax-checkpoint-tmp")[0]
+    step = path.name.split(_TORN)[0]
     return path.is_dir() and (step.isdigit() or step == "metadata")
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed writer left (orbax's own cleaning of these fails now and then)."""
+    if jax.process_index() == 0:
+        for torn in folder.glob(f"*{_TORN}*"):
+            shutil.rmtree(torn, ignore_errors=True)
 
 
 def _check_about(path: Path, about: Any, config: Any, like: Mapping[str, Any]) -> None:
