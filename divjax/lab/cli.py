@@ -170,11 +170,11 @@ def report_(arguments: Sequence[str]) -> int:
 
     chosen = _parse("report", arguments, (OUT, STORE), "cpu")
     found, preset, config, options = chosen
+    if options["store"] and (preset != "cpu" or folder.changes(found.experiment, preset, config)):
+        raise LabError("--store keeps the cpu preset without overrides, nothing else")
     place = options["out"] or folder.default_folder(found.experiment, preset, config)
     data = folder.data_identity(found.experiment, config)
     folder.require_same(place, folder.identity(found.experiment, preset, config, data))
-    if options["store"] and (preset != "cpu" or folder.changes(found.experiment, preset, config)):
-        raise LabError("--store keeps the cpu preset without overrides, nothing else")
     outcome = runner.outcome(found, preset, config, place)
     sheet = report.write(found, outcome.report, outcome.verdict, place)
     terminal.show_sheet(terminal.console(), sheet, place)
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 a mismatch or a run that broke off, 2 a wrong command line, 130 ctrl-C.
     """
     command, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
-    if command in ("-h", "--help", "help"):
+    if command in ("-h", "--help", "help") or rest[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
     try:

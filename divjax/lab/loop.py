@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,28 +120,28 @@ class Run:
             raise LabError(f"run.train: steps and every must be >= 1, got {steps} and {every}")
         self._calls += 1
         keeper = _Keeper(self._folder, self._calls, self._open_checkpoints)
-        state, rows = keeper.restore(state)
-        yield from rows
-        self._drop_rest()
-        cursor = _cursor(state)
-        saved = time.monotonic(), cursor
-        while cursor < steps:
-            state, info = step(state, batches(cursor))
-            cursor += 1
-            if cursor % every == 0 or cursor == steps:
-                metrics = {**evaluate(state), **(log(info) if log else {})}
-                if not allow_nonfinite:
-                    self._require_finite(cursor, every, {"info": info, "metrics": metrics})
-                _require_cursor(state, cursor)
-                new = self.rows(metrics, step=cursor)
-                rows += new
-                yield from new
-            self._progress(cursor, steps)
-            late = time.monotonic() - saved[0] > save_seconds
-            if late or (save_steps and cursor - saved[1] >= save_steps):
-                keeper.save(cursor, state, rows)
-                saved = time.monotonic(), cursor
-        keeper.close()
+        with closing(keeper):
+            state, rows = keeper.restore(state)
+            yield from rows
+            self._drop_rest()
+            cursor = _cursor(state)
+            saved = time.monotonic(), cursor
+            while cursor < steps:
+                state, info = step(state, batches(cursor))
+                cursor += 1
+                if cursor % every == 0 or cursor == steps:
+                    metrics = {**evaluate(state), **(log(info) if log else {})}
+                    if not allow_nonfinite:
+                        self._require_finite(cursor, every, {"info": info, "metrics": metrics})
+                    _require_cursor(state, cursor)
+                    new = self.rows(metrics, step=cursor)
+                    rows += new
+                    yield from new
+                self._progress(cursor, steps)
+                late = time.monotonic() - saved[0] > save_seconds
+                if late or (save_steps and cursor - saved[1] >= save_steps):
+                    keeper.save(cursor, state, rows)
+                    saved = time.monotonic(), cursor
         return state
 
     def _require_finite(self, step: int, every: int, tree: PyTree) -> None:

@@ -1,8 +1,8 @@
 """Figures in one restrained style; matplotlib is imported when a figure is drawn."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -230,8 +230,3 @@ def reliability(
         figure.supxlabel("confidence", fontsize=9.5)
         figure.supylabel("accuracy", fontsize=9.5)
         return figure
-
-
-def drawn(figures: Mapping[str, Callable[[], "Figure"]], format: str) -> dict[str, bytes]:
-    """Every figure of a report as a picture."""
-    return {title: save(cast(Any, draw)(), format) for title, draw in figures.items()}

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -24,10 +24,12 @@ class Watcher(Protocol):
 
 
 def duration(seconds: float) -> str:
-    """'4.2 s', '3 min 20 s' or '2 h 05 min'."""
-    if seconds < 60:
+    """'4.2 s', '42 s', '3 min 20 s' or '2 h 05 min'."""
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
@@ -40,39 +42,41 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        rate = f"{speed:,.0f} steps/s" if speed and task.fields["counts"] else ""
+        rate = f"{speed:,.0f} steps/s" if speed and task.fields["speed"] else ""
         left = task.time_remaining
         eta = "" if left is None or task.finished else f"ETA {duration(left)}"
         return Text("  ".join(part for part in (rate, eta) if part), style="dim")
 
 
 class _Live:
+    """Two bars: all cells, and the training of the one that runs."""
+
     def __init__(self, progress: Progress, total: int, done: int) -> None:
         self._progress = progress
         self._done = done
-        self._all = progress.add_task("cells", total=total, completed=done, counts=False, of=total)
-        self._cell = progress.add_task("", total=None, visible=False, counts=True, of=0)
-
-    def _reset(self, *, total: int | None, of: int, completed: int = 0, **shown: Any) -> None:
-        """Begins the bar of the cell anew; rich forgets the fields it is not told again."""
-        self._progress.reset(
-            self._cell, total=total, completed=completed, counts=True, of=of, **shown
+        self._total = total
+        self._steps = 0  # of the training that the lower bar shows
+        self._all = progress.add_task(
+            "cells", total=total, completed=done, speed=False, count=f"{done}/{total}"
         )
+        self._cell = progress.add_task("", total=1, visible=False, speed=False, count="")
 
     def begin(self, cell: str) -> None:
-        self._reset(total=None, description=cell, visible=True, of=0)
+        self._steps = 0
+        self._progress.reset(
+            self._cell, total=1, description=cell, visible=True, speed=False, count=""
+        )
 
     def step(self, step: int, steps: int) -> None:
-        if self._progress.tasks[self._cell].total is None:  # the first step of a train call
-            self._reset(total=steps, completed=step, of=steps)
-        self._progress.update(self._cell, completed=step)
+        if steps != self._steps or step == 1:  # another training; a resumed one begins at `step`
+            self._steps = steps
+            self._progress.reset(self._cell, total=steps, completed=step - 1, speed=True, count="")
+        self._progress.update(self._cell, completed=step, count=f"{step}/{steps}")
         self._progress.update(self._all, completed=self._done + step / steps)
-        if step == steps:
-            self._progress.update(self._cell, total=None)
 
     def end(self, cell: str, seconds: float, steps: int) -> None:
         self._done += 1
-        self._progress.update(self._all, completed=self._done)
+        self._progress.update(self._all, completed=self._done, count=f"{self._done}/{self._total}")
         self._progress.update(self._cell, visible=False)
 
 
@@ -109,8 +113,8 @@ def watching(console: Console, total: int, done: int) -> Iterator[Watcher]:
         return
     columns = (
         TextColumn("{task.description:<14.14}"),
-        BarColumn(bar_width=22),
-        TextColumn("{task.completed:>5.0f}/{task.fields[of]}"),
+        BarColumn(bar_width=14),
+        TextColumn("{task.fields[count]:>11}"),
         TimeElapsedColumn(),
         _Rate(),
     )

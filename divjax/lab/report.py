@@ -78,11 +78,12 @@ def write(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet:
         **report.figures,
     }
     (place / "figures").mkdir(exist_ok=True)
-    paths = {}
-    for index, (title, picture) in enumerate(plots.drawn(figures, "png").items()):
-        path = place / "figures" / f"{index}.png"
-        write_atomic(path, picture)
-        paths[title] = f"figures/{path.name}"
+    paths, pictures = {}, {}
+    for index, (title, draw) in enumerate(figures.items()):
+        figure = draw()
+        pictures[title] = plots.save(figure, "svg")
+        paths[title] = f"figures/{index}.png"
+        write_atomic(place / paths[title], plots.save(figure, "png"))
     write_atomic(place / "report.md", markdown(s, paths).encode())
-    write_atomic(place / "report.html", page(s, plots.drawn(figures, "svg")).encode())
+    write_atomic(place / "report.html", page(s, pictures).encode())
     return s

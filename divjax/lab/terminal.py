@@ -69,9 +69,10 @@ def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
     out.print(verdict.append(sheet.verdict.reason + ".", style="not bold default"))
     before, status, after = stored_line(sheet)
     if before:
-        out.print(
-            Text(f"{before} ").append(status, style=TONES.get(status, "")).append(f" {after}")
-        )
+        shown = Text(before)
+        if status:
+            shown.append(" ").append(status, style=TONES[status]).append(f" {after}")
+        out.print(shown)
     out.print(Text(f"report: {place / 'report.html'}"), soft_wrap=True)
 
 
