@@ -82,16 +82,17 @@ def test_extragradient_in_a_matrix_game(x64):
         win = masked_mean(batch["rows"] * (policy @ payoff @ policy))
         return -(payoff @ policy), Loss({"win": (1.0, win)})
 
-    def last(grad_fn, rate):
-        step = make_step(None, optax.sgd(rate), grad_fn=grad_fn)
+    def last(grad_fn, steps):
+        step = make_step(None, optax.sgd(2.0), grad_fn=grad_fn)
         state = step.init(jnp.log(jnp.array([0.5, 0.3, 0.2])), KEY)
         batch = {"rows": jnp.ones(1)}
-        state = jax.lax.fori_loop(0, 100, lambda _, s: step.update(s, batch)[0], state)
+        state = jax.lax.fori_loop(0, steps, lambda _, s: step.update(s, batch)[0], state)
         return jax.nn.softmax(state.params)
 
-    found = last(extragradient(ascent, 2.0), 2.0)
+    found = last(extragradient(ascent, 2.0), 100)
     np.testing.assert_allclose(found, [0.33333334, 0.33333278, 0.33333389], atol=1e-8)
-    assert jnp.max(last(ascent, 2.0)) > 0.99  # plain mirror descent leaves the simplex's interior
+    # plain mirror descent with as many queries leaves the interior
+    np.testing.assert_allclose(last(ascent, 200), [0.99957, 8.8e-8, 4.3e-4], atol=5e-6)
 
 
 # --- forward-only learning with a memory (arXiv 2504.03214): GradFn and Loss.carry
@@ -198,13 +199,8 @@ def test_vector_controller_weights_the_terms(x64):
     def objective(w, batch, ctx):
         total = batch["losses"][0] * w
         terms = {f"l{k}": (ctx.knobs["lam"][k] / 3, Mean(total[k], one)) for k in range(3)}
-        return Loss(
-            terms,
-            {
-                "signals": Mean(batch["losses"][0], one),
-                "present": Mean(batch["here"][0] * one, one),
-            },
-        )
+        seen = {"signals": batch["losses"][0], "present": batch["here"][0]}
+        return Loss(terms, {name: Mean(x, one) for name, x in seen.items()})
 
     step = make_step(objective, optax.sgd(1.0), controllers={"lam": recap(3, 4, 5.0)})
     state, update = step.init(jnp.zeros(()), KEY), jax.jit(step.update)
@@ -212,11 +208,11 @@ def test_vector_controller_weights_the_terms(x64):
         state, info = update(state, {"losses": losses[None], "here": jnp.ones((1, 3))})
     assert float(info.metrics["empty_terms"]) == 0
     state = state._replace(params=jnp.zeros(()))
-    absent = {"losses": jnp.full((1, 3), 7.0), "here": jnp.zeros((1, 3))}
+    absent = {"losses": jnp.array([[9.0, 5.0, 1.0]]), "here": jnp.zeros((1, 3))}
     new, _ = update(state, absent)  # absent from a step: the history stands
     np.testing.assert_array_equal(new.controllers["lam"].values, state.controllers["lam"].values)
     expected = np.array([0.968106, 1.034106, 0.997788])
-    np.testing.assert_allclose(-new.params, np.mean(expected * 7.0), atol=1e-5)
+    np.testing.assert_allclose(-new.params, np.mean(expected * [9.0, 5.0, 1.0]), atol=1e-5)
     lam = recap(3, 4, 5.0)(state.controllers["lam"])
     np.testing.assert_allclose(lam, expected, atol=1e-6)
 
