@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -88,3 +89,16 @@ def fraction(name: str, value: float, *, caller: str, open_ends: bool = False) -
     ok = ok and not (open_ends and float(value) in (0.0, 1.0))
     interval = "(0, 1)" if open_ends else "[0, 1]"
     require(ok, caller, f"{name} must lie in {interval}", value, f"for example {name}=0.5")
+
+
+def not_probabilities(name: str, x: Array, axis: int, *, caller: str, remedy: str) -> None:
+    """Refuses what looks like probabilities, where values can be seen (not under a trace).
+
+    Only the first row is looked at: all entries in [0, 1], not all 0 or 1, with sum 1.
+    """
+    if isinstance(x, jax.core.Tracer) or x.size == 0 or not x.is_fully_addressable:
+        return
+    row = np.asarray(x[tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))])
+    row = row.astype(np.float64)
+    looks = (row >= 0).all() and ((row > 0) & (row < 1)).any() and abs(row.sum() - 1) < 1e-3
+    require(not looks, caller, f"{name} must not be probabilities", x, remedy)

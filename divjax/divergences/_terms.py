@@ -44,16 +44,16 @@ def _left(g: Generator, dtype: Any) -> _Side:
     F = f(e^u) solves F'' - F' = h with h = t^2 f'' = exp(log_pull) and F(0) = F'(0) = 0, so the
     Taylor coefficients of h give those of F.
     """
-    with jax.ensure_compile_time_eval():
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
 
         def pull(u: Array) -> Array:
             return jnp.exp(g.log_pull(u))
 
         h = []
         for k in range(_ORDER + 1):
-            h.append(float(pull(jnp.zeros((), dtype))) / factorial(k))
+            h.append(float(pull(jnp.zeros(()))) / factorial(k))
             pull = jax.grad(pull)
-        far = jnp.asarray([-1000.0, -500.0], dtype)
+        far = jnp.asarray([-1000.0, -500.0])
         low, high = g.log_pull(far).tolist()
     growth = (high - low) / 500.0 if low > -inf and high > -inf else inf
     c = [0.0, 0.0]
@@ -82,6 +82,17 @@ def _finite(x: Array) -> Array:
 def _limit(weight: Array, cost: float) -> Array:
     """weight * cost; inf whatever the weight, as the weight's logarithm is finite here."""
     return jnp.full_like(weight, inf) if cost == inf else weight * cost
+
+
+def under_q(g: Generator, u: Array) -> Array:
+    """F(u) = f(e^u), accurate near 0 too."""
+    side = _left(g, u.dtype)
+    return jnp.where(jnp.abs(u) <= side.radius, _horner(side.series, u), g.under_q(u))
+
+
+def under_p(g: Generator, u: Array) -> Array:
+    """G(u) = e^-u f(e^u), accurate near 0 too."""
+    return under_q(reverse(g), -u)
 
 
 def _slope_p_under_q(g: Generator, u: Array) -> Array:
@@ -115,9 +126,8 @@ def weighted(g: Generator, u: Array, p: Array, q: Array, log_p: Array, log_q: Ar
     is_left = u <= 0
     x = jnp.where(low | high, 0.0, -jnp.abs(u))  # both sides are evaluated here: u = x or u = -x
 
-    under_q = jnp.where(x >= -left.radius, _horner(left.series, x), g.under_q(x))
-    under_p = jnp.where(x >= -right.radius, _horner(right.series, x), g.under_p(-x))
-    value = jnp.where(is_left, q * under_q, p * under_p)
+    cost_q, cost_p = under_q(g, x), under_p(g, -x)
+    value = jnp.where(is_left, q * cost_q, p * cost_p)
 
     slope_p = jnp.where(is_left, q * _slope_p_under_q(g, x), p * g.slope_p(-x))
     slope_q = jnp.where(is_left, q * g.slope_q(x), p * _slope_p_under_q(mirror, x))
@@ -127,13 +137,13 @@ def weighted(g: Generator, u: Array, p: Array, q: Array, log_p: Array, log_q: Ar
     # A side on which f is a power law: where its factor is huge, the leading term, in logarithms.
     a = left.growth
     if a < 0:
-        huge = is_left & (under_q > _HUGE)
+        huge = is_left & (cost_q > _HUGE)
         value = jnp.where(huge, pull / (a * (a - 1.0)), value)
         slope_p = jnp.where(huge, pull / (a - 1.0), slope_p)
         slope_q = jnp.where(huge, -pull / a, slope_q)
     a = 1.0 - right.growth
     if a > 1:
-        huge = ~is_left & (under_p > _HUGE)
+        huge = ~is_left & (cost_p > _HUGE)
         value = jnp.where(huge, pull / (a * (a - 1.0)), value)
         slope_p = jnp.where(huge, pull / (a - 1.0), slope_p)
         slope_q = jnp.where(huge, -pull / a, slope_q)

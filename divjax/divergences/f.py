@@ -88,8 +88,13 @@ def _terms(g: Generator, pair: _Pair) -> Weighted:
 
 
 def _centred(weighted_slope: Array, law: Array) -> Array:
-    """Chain rule of the softmax: from p R to p (R - E_p R)."""
-    return weighted_slope - law * jnp.sum(weighted_slope, axis=-1, keepdims=True)
+    """Chain rule of the softmax: from p R to p (R - E_p R).
+
+    Twice: a law with one dominant entry loses that entry to cancellation, and what was lost is
+    the sum of the first result, whose true value is 0.
+    """
+    once = weighted_slope - law * jnp.sum(weighted_slope, axis=-1, keepdims=True)
+    return once - law * jnp.sum(once, axis=-1, keepdims=True)
 
 
 Wanted = tuple[bool, bool]  # whether the derivative by the first, second argument is needed
@@ -225,6 +230,9 @@ def prepare(
     check.require(
         -p.ndim <= axis < p.ndim, caller, f"axis must be in [-{p.ndim}, {p.ndim})", axis, "see axis"
     )
+    for name, x in zip(names, (p, q), strict=True):
+        remedy = f"pass jnp.log({name})"
+        check.not_probabilities(name, x, axis, caller=caller, remedy=remedy)
     dtype = jnp.promote_types(jnp.promote_types(p.dtype, q.dtype), jnp.float32)
     p, q = p.astype(dtype), q.astype(dtype)
     if where is not None:

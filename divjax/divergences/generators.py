@@ -63,7 +63,7 @@ class Generator:
     @property
     def taylor(self) -> tuple[float, float] | None:
         """f''(1) and f'''(1); None where f has a kink at 1."""
-        with jax.ensure_compile_time_eval():
+        with jax.enable_x64(True), jax.ensure_compile_time_eval():
             zero = jnp.zeros(())
             pull = jax.jvp(self.log_pull, (zero,), (jnp.ones_like(zero),))
             second, slope = exp(float(pull[0])), float(pull[1])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from divjax.core import Array, Estimate, check, masked_mean
+from divjax.divergences import _terms, generators
 from divjax.divergences.generators import Generator
 
 
@@ -64,7 +65,7 @@ def under_q(
         0.1487
     """
     u = _log_ratio(log_p, log_q, mask, "under_q")
-    terms = generator.under_q(u)
+    terms = _terms.under_q(generator, u)
     return terms + control * jnp.expm1(u) if control else terms
 
 
@@ -102,7 +103,7 @@ def under_p(
         0.1065
     """
     u = _log_ratio(log_p, log_q, mask, "under_p")
-    terms = generator.under_p(u)
+    terms = _terms.under_p(generator, u)
     return terms + control * jnp.expm1(-u) if control else terms
 
 
@@ -183,8 +184,7 @@ def k3(log_p: Array, log_q: Array, *, mask: Array | None = None) -> Array:
         >>> print(f"{k3(jnp.array([-1.0]), jnp.array([-1.5]))[0]:.4f}")
         0.1065
     """
-    u = _log_ratio(log_p, log_q, mask, "k3")
-    return u + jnp.expm1(-u)
+    return under_p(log_p, log_q, generators.kl, mask=mask)
 
 
 def score_under_p(
