@@ -27,3 +27,26 @@ def test_log_mean_exp_masks_and_empty():
     out = core.log_mean_exp(x, where=where)
     np.testing.assert_allclose(out[0], np.log((np.e + np.e**2) / 2), rtol=1e-6)
     assert out[1] == -jnp.inf
+
+
+def test_xlogy_is_zero_at_zero_with_zero_gradient():
+    value, slopes = jax.value_and_grad(core.xlogy, argnums=(0, 1))(0.0, 0.0)
+    assert value == slopes[0] == slopes[1] == 0
+    np.testing.assert_allclose(core.xlogy(jnp.float32(2.0), jnp.float32(3.0)), 2 * np.log(3))
+    assert core.xlogy(jnp.float32(2.0), jnp.float32(0.0)) == -np.inf
+
+
+def test_exprel_with_its_derivative_across_the_series():
+    x = np.float32([-3.0, -1e-3, -1e-4, -1e-5, 0.0, 1e-5, 1.1e-4, 0.5, 3.0])
+    y = np.where(x == 0, 1.0, np.float64(x))
+    value = np.where(x == 0, 1.0, np.expm1(y) / y)
+    np.testing.assert_allclose(jax.jit(core.exprel)(jnp.asarray(x)), value, rtol=1e-6)
+    slope = np.where(np.abs(x) < 1e-2, 0.5 + x / 3, (np.exp(y) - value) / y)
+    got = jax.vmap(jax.grad(core.exprel))(jnp.asarray(x))
+    np.testing.assert_allclose(got, slope, rtol=2e-3)
+
+
+def test_norm_and_sqrt_have_gradient_zero_at_the_origin():
+    assert (jax.grad(core.safe_norm)(jnp.zeros(3)) == 0).all()
+    np.testing.assert_allclose(jax.grad(core.safe_norm)(jnp.array([3.0, 4.0])), [0.6, 0.8])
+    assert jax.grad(core.safe_sqrt)(0.0) == 0
