@@ -48,10 +48,14 @@ def log1mexp(x: Array) -> Array:
 
 
 def exprel(x: Array) -> Array:
-    """(e^x - 1) / x, 1 at 0."""
-    small = jnp.abs(x) < 1e-4
+    """(e^x - 1) / x, 1 at 0, with an accurate derivative everywhere."""
+    small = jnp.abs(x) < 0.1
+    near = jnp.where(small, x, 0.0)
+    series = jnp.ones_like(near)
+    for k in range(8, 1, -1):  # 1 + x/2 (1 + x/3 (1 + ...))
+        series = 1.0 + near / k * series
     safe = jnp.where(small, 1.0, x)
-    return jnp.where(small, 1.0 + x / 2.0 + x * x / 6.0, jnp.expm1(safe) / safe)
+    return jnp.where(small, series, jnp.expm1(safe) / safe)
 
 
 def log_mean_exp(x: Array, axis: int = -1, where: Array | None = None) -> Array:
