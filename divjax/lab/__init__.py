@@ -1,9 +1,12 @@
 """The laboratory: one file per paper in, records, a verdict and a report out. It knows no method.
 
-    experiment.py  Experiment, Cell, Report, Run      runner.py   cells behind a progress bar
-    records.py     rows on disk, reading and repair   verdict.py  the one rule
-    report.py      report.md, report.html             plots.py    figures in one style
-    data.py        data with its hash                 cli.py      list, show, run, report, verify
+    experiment.py  Experiment, Cell, Report; files    runner.py   runs the cells that are missing
+    loop.py        Run: the one training loop         records.py  rows on disk, reading and repair
+    verdict.py     the one rule                       verify.py   do stored results still follow?
+    select.py      from rows to seeds and tables      data.py     data with its hash
+    folder.py      what lies in a run folder          plots.py    figures in one style
+    sheet.py       what a report shows, written by report.py (Markdown), page.py (HTML) and
+                   terminal.py; progress.py and cli.py are what a person sees while it runs
 
 An experiment is a file `experiments/NAME.py` with a module-level `EXPERIMENT`:
 
@@ -49,6 +52,11 @@ An experiment is a file `experiments/NAME.py` with a module-level `EXPERIMENT`:
         cells=cells, run=run, analyse=analyse,
         data=lambda config: [digits().provenance],
     )
+
+A frozen teacher goes into the step: `lambda state, batch: update(state, batch, teacher)`. Several
+calls of `run.train` in one cell are checkpointed and resumed apart. The stored verdict of a paper
+is made by `divjax run NAME --preset cpu` and `divjax report NAME --preset cpu --store`, which keeps
+records, verdict, config and figures in experiments/results/NAME for git.
 
 Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
 

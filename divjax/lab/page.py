@@ -36,12 +36,13 @@ td { vertical-align: top; } th:last-child, td:last-child { padding-right: 0; }
 .hash { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 12px;
   overflow-wrap: anywhere; min-width: 16ch; }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; }
-figcaption { color: var(--soft); font-size: 14px; line-height: 1.45; max-width: 70ch; }
+figcaption { margin-top: 8px; color: var(--soft); font-size: 14px; line-height: 1.45;
+  max-width: 70ch; }
 p.note { max-width: 66ch; }
 .setup { font-size: 14.5px; } .setup td:first-child { white-space: nowrap; color: var(--soft); }
 details { margin-top: 18px; } summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 600px) { main { padding: 24px 18px 40px; } h1 { font-size: 28px; }
-  .claim { font-size: 17px; } figure { margin: 0 -8px; }
+  .claim { font-size: 17px; } figure img { margin: 0 -8px; width: calc(100% + 16px); }
   th, td { padding-right: 12px; }
   .parts thead { display: none; }
   .parts tr { display: block; padding: 10px 0; border-bottom: 1px solid var(--rule); }
@@ -87,7 +88,7 @@ def _head(s: Sheet) -> str:
     before, status, after = (escape(text) for text in stored_line(s))
     beside = f'<p>{before} <span class="status {status}">{status}</span> {after}</p>'
     return (
-        f'<p class="over">divjax experiment, preset {escape(s.preset)}, '
+        f'<p class="over">divjax experiment, preset {escape(s.label)}, '
         f'<a href="https://arxiv.org/abs/{escape(e.paper)}">arXiv {escape(e.paper)}</a></p>'
         f"<h1>{escape(e.name)}</h1>"
         f'<p class="claim">{escape(e.claim)}</p>'

@@ -114,6 +114,7 @@ def _interval(ax: "Axes", part: Part) -> None:
             color="#2b7a4b",
             fontsize=8,
             ha="left" if at_right else "right",
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.6},
         )
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
@@ -222,9 +223,12 @@ def reliability(
             x, y = np.asarray(confidence[arm])[held], np.asarray(accuracy[arm])[held]
             ax.plot([0, 1], [0, 1], color=SOFT, linewidth=0.9, linestyle=(0, (4, 2)))
             ax.plot(x, y, color=colour, linewidth=1.2, alpha=0.6)
-            ax.scatter(x, y, s=6 + 160 * n[held] / n.sum(), color=colour, linewidths=0, zorder=3)
+            area = 6 + 160 * n[held] / n.sum()
+            ax.scatter(x, y, s=area, color=colour, linewidths=0, zorder=3, clip_on=False)
             ax.set_title(arm, fontsize=9)
-            ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+            ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+            ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
         for ax in panels.flat[len(arms) :]:
             ax.set_visible(False)
         figure.supxlabel("confidence", fontsize=9.5)

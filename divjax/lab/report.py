@@ -45,7 +45,7 @@ def markdown(s: Sheet, figures: Mapping[str, str]) -> str:
     blocks = [
         f"# {e.name}: {v.status}",
         f"Claim ([arXiv {e.paper}](https://arxiv.org/abs/{e.paper})): {e.claim}",
-        f"Preset `{s.preset}`: **{v.status}**, {v.reason}. {' '.join(stored_line(s))}".rstrip(),
+        f"Preset `{s.label}`: **{v.status}**, {v.reason}. {' '.join(stored_line(s))}".rstrip(),
         _markdown_table(parts_table(v.parts)),
         *(f"**{title}**\n\n{_markdown_table(table)}" for title, table in s.tables.items()),
         *(f"**{title}**\n\n![{title}]({path})" for title, path in figures.items()),

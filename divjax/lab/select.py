@@ -135,7 +135,8 @@ def plus_minus(values: Sequence[float]) -> str:
     half = (high - low) / 2
     if not math.isfinite(half):
         return f"{mean:.4g}"
-    digits = 4 if half == 0 else min(max(1 - math.floor(math.log10(half)), 0), 12)
+    two = float(f"{half:.1e}")  # 0.00998 counts as 0.010
+    digits = 4 if two == 0 else min(max(1 - math.floor(math.log10(two)), 0), 12)
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 

@@ -27,6 +27,7 @@ class Sheet(NamedTuple):
 
     experiment: Experiment
     preset: str
+    overrides: Mapping[str, Any]
     verdict: Verdict
     stored: Mapping[str, Any] | None  # the stored verdict, where it is another one
     tables: Mapping[str, Table]
@@ -34,6 +35,12 @@ class Sheet(NamedTuple):
     setup: Sequence[tuple[str, str]]
     config: Table
     data: Table
+
+    @property
+    def label(self) -> str:
+        """The preset with what was overridden: another grid than the one that was committed."""
+        changed = ", ".join(f"{key}={value}" for key, value in self.overrides.items())
+        return f"{self.preset} with {changed}" if changed else self.preset
 
 
 def number(value: float) -> str:
@@ -129,6 +136,7 @@ def gather(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet
     return Sheet(
         experiment=found.experiment,
         preset=identity["preset"],
+        overrides=overrides,
         verdict=verdict,
         stored=stored,
         tables={title: _table(table) for title, table in report.tables.items()},

@@ -163,6 +163,7 @@ def test_no_arm_searches_harder_and_divergence_never_wins():
 def test_tables():
     assert plus_minus([1.0, 1.0]) == "1.0000 ± 0.0000"
     assert plus_minus([0.5]) == "0.5"
+    assert plus_minus([0.1, 0.1 + 2 * 0.0998 / 12.706205]) == "0.11 ± 0.10"
     assert plus_minus([math.nan, 1.0]) == "not finite"
     assert plus_minus([1000.0, 2000.0]) == "1500 ± 6353"
     assert len(frame(GRID)) == len(GRID)

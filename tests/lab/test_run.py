@@ -278,7 +278,9 @@ def test_typed_overrides(divjax):
     config = json.loads(Path("o/config.json").read_text())
     assert config["overrides"] == {"lr": [3e-4, 0.5], "steps": 2, "noise": {"scale": 0.5}}
     assert {row["lr"] for row in rows_of(Path("o")) if "lr" in row} == {3e-4, 0.5}
-    assert "| steps | 2 | yes |" in Path("o/report.md").read_text()
+    text = Path("o/report.md").read_text()
+    assert "| steps | 2 | yes |" in text
+    assert "Preset `smoke with lr=[0.0003, 0.5], steps=2, noise={'scale': 0.5}`" in text
 
 
 def test_what_is_not_finite_stops_the_run(divjax):
