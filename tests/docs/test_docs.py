@@ -69,3 +69,51 @@ def test_the_placement_table_says_what_the_text_says():
     assert table["k3", "loss"] == "KL(q, p)"
     assert table["k3", "reward"] == "KL(p, q) - KL(q, p)"
     assert table["score_under_p(js)", "loss"] == table["under_p(js) x ratio", "loss"] == "JS(p, q)"
+
+
+def user_lines(code):
+    return [line for line in code.splitlines() if line.strip()]
+
+
+def digits_like(rows=16):
+    rng = np.random.default_rng(0)
+    batch = {
+        "x": jnp.asarray(rng.normal(size=(rows, 64)), jnp.float32),
+        "y": jnp.asarray(rng.integers(0, 10, rows)),
+        "mask": jnp.asarray(rng.uniform(size=rows) > 0.3),
+    }
+    return batch, jnp.asarray(rng.normal(size=(64, 10)) / 8, jnp.float32)
+
+
+def test_the_readme_step_runs_in_15_lines_and_equally_on_eight_devices_with_two_more():
+    one, eight = blocks(ROOT / "README.md")
+    assert len(user_lines(one)) <= 15
+    assert len(user_lines(eight)) == 2
+    batch, teacher_w = digits_like()
+    scope = {"batch": batch, "teacher_w": teacher_w}
+    exec(one, scope)
+    lines = one.replace("update = parallel.compile(step)\n", eight)
+    assert lines != one
+    many = {"batch": batch, "teacher_w": teacher_w}
+    exec(lines, many)
+    np.testing.assert_allclose(many["info"].value, scope["info"].value, rtol=1e-6)
+    w, v = scope["state"].params["w"], many["state"].params["w"]
+    np.testing.assert_allclose(v, w, atol=2e-6)
+    # log-softmax of a zero student: the cross-entropy is log 10
+    np.testing.assert_allclose(scope["info"].terms["ce"], np.log(10), rtol=1e-5)
+
+
+def test_a_custom_loss_takes_eight_lines_and_is_right():
+    code, padding = blocks(ROOT / "docs" / "distillation.md")
+    assert len(user_lines(code)) <= 8
+    scope = {}
+    exec(code + padding, scope)
+    z = np.random.default_rng(0).normal(size=(2, 2, 3, 5))
+    mask = np.array([[True, True, False], [True, False, False]])
+    p, q = (np.exp(x / 2) / np.exp(x / 2).sum(-1, keepdims=True) for x in z)
+    expected = 4 * np.sum(p * np.log(p / (0.1 * p + 0.9 * q)), -1)
+    got = scope["skewed_kd"](*jnp.asarray(z[::-1], jnp.float32), jnp.asarray(mask))
+    np.testing.assert_allclose(got.value, expected[mask].mean(), rtol=1e-5)
+    padded = scope["pad_vocabulary"](jnp.zeros((2, 3)), 5)
+    assert padded.shape == (2, 5)
+    assert (padded[:, 3:] == -jnp.inf).all()
