@@ -104,13 +104,13 @@ def formula(name):
 
 
 @cache
-def point(name, u):
-    """(F, G, R, S, h) = f, f/t, f', f - t f', t^2 f'' at t = e^u."""
-    with mp.workdps(DIGITS + int(abs(u))):
+def point(name, u, digits=DIGITS):
+    """(F, G, R, S, h) = f, f/t, f', f - t f', t^2 f'' at t = e^u, right to this many digits."""
+    with mp.workdps(digits + int(abs(u))):
         t = mp.exp(u)
         f = formula(name)(Jet(t, mpf(1), mpf(0)))
         out = f.v, f.v / t, f.d, f.v - t * f.d, t * t * f.e
-    with mp.workdps(DIGITS):
+    with mp.workdps(digits):
         return tuple(+x for x in out)
 
 
@@ -139,23 +139,37 @@ def log_normalise(z):
     return [x - mp.log(total) for x in z]
 
 
-def _terms(name, a, b, limit):
+@cache
+def _laws(a, b, normalise):
+    """Digits to work with, log p, log q, p, q of rows of floats.
+
+    The gradients by logits cancel down to the smallest probability, twice in second derivatives.
+    """
+    finite = [[x for x in z if x > -inf] or [0.0] for z in (a, b)]
+    span = max(max(z) - min(z) if normalise else -min(0.0, *z) for z in finite)
+    digits = DIGITS + int(0.9 * float(span))
+    with mp.workdps(digits):
+        a, b = ([mpf(x) for x in z] for z in (a, b))
+        if normalise:
+            a, b = log_normalise(a), log_normalise(b)
+        return digits, a, b, [mp.exp(x) for x in a], [mp.exp(x) for x in b]
+
+
+def _terms(name, a, b, p, q, limit, digits):
     """value, p R, q S and q h of one entry; None if the value is not a number of the type.
 
     Such a term makes the sum +inf, and the derivative is that of the other terms.
     """
-    zero, slope = edges(name)
     if a == -inf and b == -inf:
         return (mpf(0),) * 4
     if a == -inf or b == -inf:
-        value = mp.exp(b) * zero if a == -inf else mp.exp(a) * slope
+        zero, slope = edges(name)
+        value = q * zero if a == -inf else p * slope
         left = value if b == -inf else mpf(0)
         return None if value > limit else (value, left, value - left, mpf(0))
     u = a - b
-    u = mpf(0) if abs(u) < mpf(10) ** (15 - DIGITS) else u
-    f, _, r, s, h = point(name, u)
-    p, q = mp.exp(a), mp.exp(b)
-    limit = mpf(limit)
+    u = mpf(0) if abs(u) < mpf(10) ** (15 - digits) else u
+    f, _, r, s, h = point(name, u, digits)
     assert not limit / 20 < q * f < limit * 20, f"{name}: a term too close to overflow to judge"
     return None if q * f > limit else (q * f, p * r, q * s, q * h)
 
@@ -173,20 +187,17 @@ def row(name, a, b, *, limit, normalise, directions=None):
     Returns:
         value (inf beyond the limit), gradients by a and b, Hessian-vector products by a and b.
     """
-    with mp.workdps(DIGITS):
-        a, b = [mpf(x) for x in a], [mpf(x) for x in b]
-        nothing = [mpf(0)] * len(a)
-        if all(x == -inf and y == -inf for x, y in zip(a, b, strict=True)):
-            return mpf(0), nothing, nothing, nothing, nothing
-        if normalise:
-            a, b = log_normalise(a), log_normalise(b)
-        terms = [_terms(name, x, y, limit) for x, y in zip(a, b, strict=True)]
+    if all(x == y == -inf for x, y in zip(a, b, strict=True)):  # empty rows too
+        return (mpf(0),) + ([mpf(0)] * len(a),) * 4
+    digits, a, b, p, q = _laws(tuple(a), tuple(b), normalise)
+    with mp.workdps(digits):
+        entries = zip(a, b, p, q, strict=True)
+        terms = [_terms(name, *entry, mpf(limit), digits) for entry in entries]
         kept = [t or (mpf(0),) * 4 for t in terms]
         value, ga, gb, w = (list(x) for x in zip(*kept, strict=True))
         value = mp.fsum(value)
         value = inf if None in terms or value > limit else value
-        p, q = [mp.exp(x) for x in a], [mp.exp(x) for x in b]
-        va, vb = directions or (nothing, nothing)
+        va, vb = directions or ([0] * len(a),) * 2
         ha, hb = _hessian(p, q, ga, gb, w, va, vb, normalise)
         if normalise:
             ga, gb = _centre(ga, p), _centre(gb, q)

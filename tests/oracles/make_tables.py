@@ -12,7 +12,6 @@ from base64 import b64decode, b64encode
 from pathlib import Path
 
 import f_exact
-import mpmath as mp
 import numpy as np
 
 TABLE = Path(__file__).with_name("f_divergences.json")
@@ -137,7 +136,7 @@ def expectation(name, entrance, dtype, p, q, where):
 
 def number(x):
     """12 significant digits; what is below the smallest float64 becomes 0."""
-    x = float(mp.nstr(x, 12))
+    x = float(f"{float(x):.12g}")
     return 0 if x == 0 else x
 
 
