@@ -82,7 +82,7 @@ def encode(row: Record) -> bytes:
 
 def whole_lines(content: bytes) -> list[bytes]:
     """The lines that were written to their end; a half-written last one is left out."""
-    return [line + b"\n" for line in content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]]
+    return [line + b"\n" for line in content.split(b"\n")[:-1]]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -136,6 +136,18 @@ def test_rows_are_given_back_before_the_rest_is_dropped(tmp_path):
     assert dropped == [True]
 
 
+def test_rows_outlive_a_checkpoint_that_was_never_written(tmp_path):
+    whole, _ = drain(training(a_run(tmp_path / "whole", Memory())))
+    memory = Memory()
+    drain(training(a_run(tmp_path, memory)))
+    (states,) = memory.states.values()
+    for lost in (18, 15, 12, 9, 6):  # each was still on its way when the process was killed
+        states.pop(lost)
+        assert drain(training(a_run(tmp_path, memory)))[0] == whole
+        for later in [step for step in states if step >= lost]:
+            states.pop(later)
+
+
 def test_two_trainings_in_one_cell(tmp_path):
     memory = Memory()
 

@@ -45,6 +45,14 @@ def test_every_cut_keeps_the_whole_lines(path):
         assert path.read_bytes() == b"".join(content.splitlines(True)[:whole])
 
 
+def test_a_row_is_synced_before_the_next_one_is_made(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(path.read_bytes().count(b"\n")))
+    records.append(path, ROWS[0])
+    records.append(path, ROWS[0])
+    assert synced == [5, 6]
+
+
 def test_truncate_replaces_the_file_and_leaves_nothing_beside_it(path):
     before = path.stat().st_ino
     records.truncate(path, 4)
