@@ -179,7 +179,7 @@ def _type(x: jax.Array) -> str:
 
 def _checksum(x: jax.Array) -> int | None:
     """Of the bytes of the whole array; None where this process does not hold all of it."""
-    if not x.is_fully_addressable:
+    if not (x.is_fully_addressable or x.is_fully_replicated):
         return None
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)

@@ -272,7 +272,7 @@ def _summable(x: Array) -> jax.typing.DTypeLike:
 
 
 def _weights(loss: Loss) -> dict[str, Array]:
-    return {n: jax.lax.stop_gradient(mean.weight) for n, (_, mean) in loss.terms.items()}
+    return {name: mean.weight for name, (_, mean) in loss.terms.items()}
 
 
 def _at_least_float32(loss: Loss) -> Loss:
@@ -284,9 +284,7 @@ def _at_least_float32(loss: Loss) -> Loss:
 
     terms = {n: (wide(c), Mean(*map(wide, mean))) for n, (c, mean) in loss.terms.items()}
     metrics = {n: Mean(*map(wide, mean)) for n, mean in loss.metrics.items()}
-    metrics = jax.lax.stop_gradient(metrics)
-    carry = jax.tree.map(lambda x: jax.lax.stop_gradient(jnp.asarray(x)), loss.carry)
-    return Loss(terms, metrics, carry)
+    return Loss(terms, metrics, jax.tree.map(jnp.asarray, loss.carry))
 
 
 def _cast(params: PyTree, dtype: jax.typing.DTypeLike | None) -> PyTree:

@@ -54,7 +54,21 @@ def data_mesh(devices: int | None = None) -> Mesh:
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """The tree on every device of the mesh; for a teacher once, instead of at each step."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, everywhere)
+    return jax.jit(lambda x: x, out_shardings=everywhere)(tree)  # device_put refuses typed keys
+
+
+def shard_rows(batch: Batch, mesh: Mesh) -> Batch:
+    """The batch split over the mesh; with several processes, each passes the rows it has read.
+
+    For one process it only saves the first copy; for several (jax.distributed) it is how their
+    parts become one batch, process after process, in the order of jax.process_index().
+    """
+    split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    parts: Batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), batch)
+    return parts
 
 
 def compile(

@@ -31,8 +31,9 @@ def test_ema_is_the_geometric_sum(decay):
 
 
 def test_ema_keeps_the_type_of_the_reference():
-    ref = ema(0.5).update(jnp.ones(2, jnp.float32), jnp.zeros(2, jnp.bfloat16), 1)
-    assert ref.dtype == jnp.float32
+    for kept, other in [(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32)]:
+        ref = ema(0.5).update(jnp.ones(2, kept), jnp.zeros(2, other), 1)
+        assert ref.dtype == kept
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])

@@ -162,7 +162,9 @@ def test_half_written_checkpoint_is_not_taken_for_a_whole_one(tmp_path):
     state, step = checkpoint.restore(tmp_path, start(), {})
     assert step == 3
     same(state, train(start(), 0, 3))
+    assert len(list(tmp_path.iterdir())) == 2  # reading removes nothing
     checkpoint.save(tmp_path, 6, train(state, 3, 6), {})  # the same step again
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "6"]
     same(checkpoint.restore(tmp_path, start(), {})[0], train(start(), 0, 6))
 
 

@@ -304,6 +304,7 @@ def test_trl_5885_fully_masked_batch_is_zero_not_nan_and_is_counted(accumulate):
             {
                 "masked": (1.0, masked_mean(w * batch["x"], batch["mask"])),
                 "kept": (1.0, masked_mean(w * batch["x"], ~batch["mask"])),
+                "zero": (1.0, masked_mean(0.0 * batch["x"])),  # a value of 0 is not an empty term
             }
         )
 
@@ -432,6 +433,31 @@ def test_state_keeps_its_types(carry):
     state = step.init(jnp.float32(0.0), KEY, carry={"count": jnp.int32(0)})
     with pytest.raises(ValueError, match=r"carry\['count'\] must stay int32 \[\]"):
         step.update(state, X)
+
+
+def test_weak_types_do_not_compile_twice():
+    """A Python number in carry or knobs is weakly typed in one call and not in the other."""
+
+    class Fixed:
+        def init(self):
+            return 0.5
+
+        def __call__(self, state, **_):
+            return state
+
+        def update(self, state, **_):
+            return 0.5
+
+    def objective(w, batch, ctx):
+        return linear(lambda ctx: ctx.knobs["k"])(w, batch, ctx)._replace(carry=1.0)
+
+    step = make_step(objective, optax.sgd(1.0), controllers={"k": Fixed()})
+    update = jax.jit(step.update)
+    state = step.init(jnp.float32(2.0), KEY, carry=0.0)
+    for _ in range(3):
+        state, info = update(state, X)
+    assert update._cache_size() == 1
+    assert not any(jax.typeof(x).weak_type for x in jax.tree.leaves(info))
 
 
 def test_objective_may_be_a_partial_and_params_a_bare_array():
