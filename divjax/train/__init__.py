@@ -37,6 +37,8 @@ Signatures:
     parallel.compile(step, *, mode="jit", mesh=None, donate=True) -> (state, batch, frozen=None)
         -> (state, info)                            # mesh=None: one device, as jax.jit
     parallel.data_mesh(devices=None) -> Mesh        # all devices, or the first `devices`
+    parallel.replicate(tree, mesh) -> tree          # a teacher, once, instead of at each step
+    parallel.shard_rows(batch, mesh) -> batch       # needed with several processes only
     checkpoint.save(directory, step, state, config) -> None     # done, on disk, when it returns
     checkpoint.restore(directory, like, config) -> (state, step) | None        # None: nothing there
     checkpoint.open_checkpoints(directory, config, *, keep=2) -> Checkpoints   # for a loop

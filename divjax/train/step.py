@@ -105,16 +105,8 @@ def make_step(
     def update(
         state: TrainState, batch: Batch, frozen: PyTree = None, *, axis_name: str | None = None
     ) -> tuple[TrainState, Info]:
-        ctx = Context(
-            key=jax.random.fold_in(state.key, state.step),
-            step=state.step,
-            rows=_rows(batch, axis_name),
-            refs=state.refs,
-            frozen=frozen,
-            knobs={name: c(state.controllers[name]) for name, c in controllers.items()},
-            carry=state.carry,
-            axis_name=axis_name,
-        )
+        knobs = {name: c(state.controllers[name]) for name, c in controllers.items()}
+        ctx = _context(state, batch, frozen, knobs, axis_name)
         grads, loss = grad_fn(state.params, batch, ctx)
         info = _info(loss)
         signals = {**info.terms, **info.metrics, "value": info.value}
@@ -130,6 +122,25 @@ def make_step(
         return _same_types(state, new), info
 
     return Step(init, update)
+
+
+def _context(
+    state: TrainState,
+    batch: Batch,
+    frozen: PyTree,
+    knobs: Mapping[str, PyTree],
+    axis_name: str | None,
+) -> Context:
+    return Context(
+        key=jax.random.fold_in(state.key, state.step),
+        step=state.step,
+        rows=_rows(batch, axis_name),
+        refs=state.refs,
+        frozen=frozen,
+        knobs=knobs,
+        carry=state.carry,
+        axis_name=axis_name,
+    )
 
 
 def _rows(batch: Batch, axis_name: str | None) -> Array:
