@@ -1,0 +1,217 @@
+"""Distillation losses: logits in, undivided means out; the teacher never gets a gradient."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from divjax.core import Array, Mean, check, masked_mean, mul_exp
+from divjax.divergences import f_divergence_from_logits, generators
+
+FromLogits = Callable[[Array, Array], Array]
+"""(logits_p [*E, K], logits_q [*E, K]) -> [*E]."""
+
+
+def forward_kl(logits_p: Array, logits_q: Array) -> Array:
+    """KL(p || q) from logits: the default divergence of `temperature_kd`.
+
+    Args:
+        logits_p: [*E, K].
+        logits_q: [*E, K].
+
+    Returns:
+        [*E].
+
+    References:
+        Hinton, Vinyals and Dean, arXiv 1503.02531.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.losses import forward_kl
+        >>> float(forward_kl(jnp.ones(3), jnp.zeros(3)))
+        0.0
+    """
+    return f_divergence_from_logits(logits_p, logits_q, generators.kl)
+
+
+def temperature_kd(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    divergence: FromLogits = forward_kl,
+    temperature: float = 1.0,
+    power: int = 2,
+    mask: Array | None = None,
+) -> Mean:
+    """temperature^power * D(teacher || student), both softened by the temperature.
+
+    Args:
+        student_logits: [*E, K].
+        teacher_logits: [*E, K]; no gradient flows into it.
+        divergence: (logits_p, logits_q) -> [*E], the teacher is p: for example
+            partial(f_divergence_from_logits, generator=generators.js(0.9)).
+        temperature: > 0.
+        power: 2 keeps the size of the gradient as the temperature varies, as in the paper. 0 is
+            what code that leaves the factor out computes.
+        mask: bool [*E]; rows that are False do not count and may hold anything.
+
+    Returns:
+        Mean of [] total and [] weight.
+
+    Raises:
+        ValueError: shapes or mask do not match, the temperature is not > 0.
+
+    References:
+        Hinton, Vinyals and Dean, arXiv 1503.02531.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.losses import temperature_kd
+        >>> teacher = jnp.array([[2.0, 0.0], [0.0, 0.0]])
+        >>> kd = temperature_kd(jnp.zeros((2, 2)), teacher, temperature=2.0)
+        >>> print(f"{kd.value:.4f}")
+        0.2219
+    """
+    _check("temperature_kd", student_logits, teacher_logits, mask, temperature=temperature)
+    student, teacher = _alive(student_logits, mask), _fixed(_alive(teacher_logits, mask))
+    terms = divergence(_soften(teacher, temperature), _soften(student, temperature))
+    return masked_mean(temperature**power * terms, mask)
+
+
+class Balance(NamedTuple):
+    """Weights of the two directions of BD-KD, no gradient.
+
+    Attributes:
+        forward: [*E] weight of KL(teacher || student).
+        reverse: [*E] weight of KL(student || teacher).
+    """
+
+    forward: Array
+    reverse: Array
+
+
+def entropy_balance(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    delta: float = 2.0,
+    temperature: float = 1.0,
+) -> Balance:
+    """Where the student is sharper than the teacher, forward KL counts delta-fold; else reverse.
+
+    With H the entropies: forward = delta if H_teacher > H_student else 1, reverse = delta if
+    H_student > H_teacher else 1; equal entropies give 1 and 1.
+
+    Args:
+        student_logits: [*E, K].
+        teacher_logits: [*E, K].
+        delta: >= 1. The default is the value given as standard by a third-party implementation
+            (github.com/ghwang-s/abkd); the paper's own could not be read.
+        temperature: of the entropies; 1 is derived, not read in the paper.
+
+    Returns:
+        Balance, [*E] each.
+
+    Raises:
+        ValueError: shapes differ, delta < 1, temperature is not > 0.
+
+    References:
+        Amara et al., BD-KD, arXiv 2212.12965.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.losses import entropy_balance
+        >>> sharp, flat = jnp.array([[9.0, 0.0]]), jnp.array([[0.0, 0.0]])
+        >>> [float(w[0]) for w in entropy_balance(sharp, flat)]
+        [2.0, 1.0]
+    """
+    _check("entropy_balance", student_logits, teacher_logits, None, temperature=temperature)
+    ok = isinstance(delta, int | float) and 1 <= delta < float("inf")
+    check.require(ok, "entropy_balance", "delta must be a number >= 1", delta, "delta=2.0")
+    student, teacher = (_entropy(z, temperature) for z in (student_logits, teacher_logits))
+    forward = jnp.where(teacher > student, delta, 1.0)
+    reverse = jnp.where(student > teacher, delta, 1.0)
+    return Balance(_fixed(forward), _fixed(reverse))
+
+
+def balanced_kd(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    delta: float = 2.0,
+    temperature: float = 1.0,
+    entropy_temperature: float = 1.0,
+    mask: Array | None = None,
+) -> Mean:
+    """BD-KD, the student's term: both KLs, weighted by which of the two laws is sharper.
+
+        temperature^2 (w_F KL(teacher || student) + w_R KL(student || teacher))
+
+    The weights are those of `entropy_balance`, per example. The teacher of online distillation
+    learns by `temperature_kd(teacher_logits, student_logits)`, which is KL(student || teacher)
+    with the student held fixed. delta = 1 is the Jeffreys divergence; the weights sum to 1 +
+    delta, so compare another delta with delta = 1 scaled by (1 + delta) / 2.
+
+    Args:
+        student_logits: [*E, K].
+        teacher_logits: [*E, K]; no gradient flows into it.
+        delta: see `entropy_balance`.
+        temperature: of both divergences; 1 is derived, not read in the paper.
+        entropy_temperature: of the entropies.
+        mask: bool [*E].
+
+    Returns:
+        Mean of [] total and [] weight.
+
+    Raises:
+        ValueError: as `temperature_kd` and `entropy_balance`.
+
+    References:
+        Amara et al., BD-KD, arXiv 2212.12965. The paper's body could not be read; definitions
+        follow its abstract and a third-party implementation, whose forward term drops the
+        teacher's entropy (the same gradient, another value).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.losses import balanced_kd
+        >>> student, teacher = jnp.array([[3.0, 0.0, 0.0]]), jnp.array([[1.0, 0.5, 0.0]])
+        >>> print(f"{balanced_kd(student, teacher).value:.5f}")
+        1.49217
+    """
+    _check("balanced_kd", student_logits, teacher_logits, mask, temperature=temperature)
+    student, teacher = _alive(student_logits, mask), _fixed(_alive(teacher_logits, mask))
+    weight = entropy_balance(student, teacher, delta=delta, temperature=entropy_temperature)
+    p, q = _soften(teacher, temperature), _soften(student, temperature)
+    terms = weight.forward * forward_kl(p, q) + weight.reverse * forward_kl(q, p)
+    return masked_mean(temperature**2 * terms, mask)
+
+
+_fixed = jax.lax.stop_gradient
+
+
+def _alive(logits: Array, mask: Array | None) -> Array:
+    """Masked rows become constant logits before anything is computed from them."""
+    return logits if mask is None else jnp.where(mask[..., None], logits, 0.0)
+
+
+def _soften(logits: Array, temperature: float) -> Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+
+
+def _entropy(logits: Array, temperature: float) -> Array:
+    """[*E] entropy of softmax(logits / temperature), with -inf logits as probability 0."""
+    log_p = jax.nn.log_softmax(_fixed(_soften(logits, temperature)))
+    return jnp.sum(mul_exp(-log_p, log_p), axis=-1)
+
+
+def _check(
+    caller: str, student: Array, teacher: Array, mask: Array | None, *, temperature: float
+) -> None:
+    for name, x in (("student_logits", student), ("teacher_logits", teacher)):
+        check.floating(name, x, caller=caller)
+        check.rank_at_least(name, x, 1, caller=caller)
+    check.same_shape(("student_logits", "teacher_logits"), (student, teacher), caller=caller)
+    check.require(student.size > 0, caller, "the batch must not be empty", student, "skip it")
+    check.boolean_mask("mask", mask, student.shape[:-1], caller=caller)
+    check.positive("temperature", temperature, caller=caller)

@@ -1,0 +1,10 @@
+"""Numbers on data: calibration."""
+
+from divjax.measure.calibration import (
+    Calibration,
+    brier_score,
+    calibration,
+    expected_calibration_error,
+)
+
+__all__ = ["Calibration", "brier_score", "calibration", "expected_calibration_error"]

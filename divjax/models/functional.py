@@ -1,0 +1,59 @@
+"""From a module object to (params, apply), all that losses, steps and references see."""
+
+from typing import Any, Protocol
+
+from flax import nnx
+
+from divjax.core import Array, PyTree
+
+
+class Apply(Protocol):
+    """`apply(params, inputs, *, key=None, train=False, carry=()) -> (outputs, carry)`."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        inputs: Array,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+        carry: PyTree = (),
+    ) -> tuple[Array, PyTree]:
+        """Pure; noise only from `key`, one key or one per row, and only when train."""
+        ...
+
+
+def split(module: nnx.Module) -> tuple[PyTree, Apply]:
+    """A flax.nnx module as a plain nested dict of arrays and a pure function.
+
+    The module is taken apart once; no nnx object crosses a jit boundary afterwards, so averages,
+    masks and checkpoints of params are tree maps over dicts.
+
+    Args:
+        module: called as module(inputs, key=key).
+
+    Returns:
+        (params, apply).
+
+    Example:
+        >>> from flax import nnx
+        >>> from divjax.models import MLP, split
+        >>> params, apply = split(MLP([4, 3], rngs=nnx.Rngs(0)))
+        >>> params["layers"][0]["kernel"].shape
+        (4, 3)
+    """
+    graph, state = nnx.split(module)
+    params: PyTree = nnx.to_pure_dict(state)
+
+    def apply(
+        params: PyTree,
+        inputs: Array,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+        carry: PyTree = (),
+    ) -> tuple[Array, PyTree]:
+        merged: Any = nnx.merge(graph, params)
+        return merged(inputs, key=key if train else None), carry
+
+    return params, apply
