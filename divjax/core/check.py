@@ -96,7 +96,10 @@ def not_probabilities(name: str, x: Array, axis: int, *, caller: str, remedy: st
 
     Only the first row is looked at: all entries in [0, 1], not all 0 or 1, with sum 1.
     """
-    if isinstance(x, jax.core.Tracer) or x.size == 0 or not x.is_fully_addressable:
+    hidden = isinstance(x, jax.core.Tracer) or (
+        isinstance(x, jax.Array) and not x.is_fully_addressable
+    )
+    if hidden or x.size == 0:
         return
     row = np.asarray(x[tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))])
     row = row.astype(np.float64)

@@ -87,14 +87,18 @@ def _terms(g: Generator, pair: _Pair) -> Weighted:
     return weighted(g, pair.u, pair.p, pair.q, pair.log_p, pair.log_q)
 
 
+def _sum_free(x: Array, law: Array) -> Array:
+    """x - law * sum(x): of zero sum over the support."""
+    return x - law * jnp.sum(x, axis=-1, keepdims=True)
+
+
 def _centred(weighted_slope: Array, law: Array) -> Array:
     """Chain rule of the softmax: from p R to p (R - E_p R).
 
     Twice: a law with one dominant entry loses that entry to cancellation, and what was lost is
     the sum of the first result, whose true value is 0.
     """
-    once = weighted_slope - law * jnp.sum(weighted_slope, axis=-1, keepdims=True)
-    return once - law * jnp.sum(once, axis=-1, keepdims=True)
+    return _sum_free(_sum_free(weighted_slope, law), law)
 
 
 Wanted = tuple[bool, bool]  # whether the derivative by the first, second argument is needed
@@ -204,8 +208,8 @@ def _of_logits_slopes_jvp(g: Generator, wanted: Wanted, primals: Any, tangents: 
     du = pull * (dp - dq)
     both = _centred(slope_p, p), _centred(slope_q, q)
     mean_p, mean_q = (jnp.sum(s, axis=-1, keepdims=True) for s in (slope_p, slope_q))
-    change_p = _centred(slope_p * dp + du, p) - p * dp * mean_p
-    change_q = _centred(slope_q * dq - du, q) - q * dq * mean_q
+    change_p = _sum_free(_centred(slope_p * dp + du, p) - p * dp * mean_p, p)
+    change_q = _sum_free(_centred(slope_q * dq - du, q) - q * dq * mean_q, q)
     change = _pick(wanted, change_p, change_q)
     return (value, _pick(wanted, *both)), (_dot(both, tangents), change)
 
