@@ -41,6 +41,23 @@ def _table(table: Table, title: str | None = None, *, wrap_last: bool = False) -
     return shown
 
 
+def side_by_side(table: Table, width: int) -> list[Table]:
+    """The table, or several that fit the width, each with the first column in front."""
+    widths = [
+        max(len(cell) for cell in (name, *(line[i] for line in table.lines))) + 3
+        for i, name in enumerate(table.columns)
+    ]
+    groups: list[list[int]] = [[0]]
+    for i in range(1, len(widths)):
+        if len(groups[-1]) > 1 and sum(widths[j] for j in groups[-1]) + widths[i] > width:
+            groups.append([0])
+        groups[-1].append(i)
+    return [
+        Table([table.columns[i] for i in group], [[line[i] for i in group] for line in table.lines])
+        for group in groups
+    ]
+
+
 def _say(out: Console, text: str, style: str = "") -> None:
     out.print(Text(text, style=style))
 
@@ -61,7 +78,8 @@ def show_start(out: Console, found: Found, preset: str, config: Any) -> None:
 def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
     """The verdict with its figures, the tables, and where the report is."""
     for title, table in sheet.tables.items():
-        out.print(_table(table, title))
+        for i, part in enumerate(side_by_side(table, out.width)):
+            out.print(_table(part, title if i == 0 else None))
     _say(out, "The claim, part by part", "bold")
     for line in parts_table(sheet.verdict.parts).lines:
         _say_part(out, *line)
