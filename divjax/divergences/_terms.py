@@ -55,7 +55,7 @@ def _left(g: Generator, dtype: Any) -> _Side:
             pull = jax.grad(pull)
         far = jnp.asarray([-1000.0, -500.0])
         low, high = g.log_pull(far).tolist()
-    growth = (high - low) / 500.0 if low > -inf and high > -inf else inf
+    growth = round((high - low) / 500.0, 9) if low > -inf and high > -inf else inf
     c = [0.0, 0.0]
     for k in range(_ORDER + 1):
         c.append((h[k] + (k + 1) * c[k + 1]) / ((k + 2) * (k + 1)))

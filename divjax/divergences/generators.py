@@ -12,6 +12,7 @@ from functools import cache, partial
 from math import inf, log
 
 import jax.numpy as jnp
+import numpy as np
 
 from divjax.core import Array, check
 from divjax.divergences.record import Curve, Generator, linear_tails, reverse, scale
@@ -44,20 +45,21 @@ def _expm1_over(c: float, u: Array) -> Array:
     return u if c == 0 else jnp.expm1(c * u) / c
 
 
-def _log_mix(u: Array, weight: float) -> Array:
-    """log(1 - weight + weight e^u), relatively accurate near 0 and without overflow."""
+def _shrunk(u: Array) -> tuple[Array, Array]:
+    """Whether u < 1, and e^u - 1 there, e^-u - 1 elsewhere; the seam is away from u = 0."""
     low = u < 1.0
-    inner = jnp.expm1(jnp.where(low, u, -u))
-    return jnp.where(low, 0.0, u) + jnp.log1p(jnp.where(low, weight, 1.0 - weight) * inner)
+    return low, jnp.expm1(jnp.where(low, u, -u))
+
+
+def _log_mixes(u: Array, weight: float) -> tuple[Array, Array]:
+    """log(1 - w + w t) and log(w + (1 - w) / t), the log-ratios to a mixture; one logarithm."""
+    low, shrunk = _shrunk(u)
+    inner = jnp.log1p(jnp.where(low, weight, 1.0 - weight) * shrunk)
+    return inner + jnp.where(low, 0.0, u), inner - jnp.where(low, u, 0.0)
 
 
 def _softplus(u: Array) -> Array:
     return jnp.logaddexp(u, 0.0)
-
-
-# e^-80 is below one rounding of everything it is added to, and e^80 is a float32: beyond these
-# bounds a saturated term may be evaluated at the bound.
-_SATURATED = 80.0
 
 
 def _kl_under_q(u: Array) -> Array:
@@ -168,7 +170,7 @@ lecam = Generator(
 
 
 def _soft_reverse_kl(curve: Callable[[Array, Array], Array]) -> Curve:
-    return lambda u: curve(u, _log_mix(-u, 0.5))  # k = log((1 + 1/t) / 2)
+    return lambda u: curve(u, _log_mixes(u, 0.5)[1])  # k = log((1 + 1/t) / 2)
 
 
 soft_reverse_kl = Generator(
@@ -204,21 +206,20 @@ def js(weight: float = 0.5, *, normalise: bool = False) -> Generator:
     if normalise:
         return scale(js(b), 1.0 / (b * (1.0 - b)), f"{name}_normalised")
 
-    def under(u: Array, b: float) -> Array:
-        grown = jnp.exp(u) * _log_mix(-u, 1.0 - b)
-        return -b * grown - (1.0 - b) * _log_mix(u, b)
+    def curve(fn: Callable[[Array, Array, Array], Array]) -> Curve:
+        return lambda u: fn(u, *_log_mixes(u, b))  # log(m / q), log(m / p)
 
     return Generator(
         name=name,
-        under_q=lambda u: under(u, b),
-        under_p=lambda u: under(-u, 1.0 - b),
-        slope_p=lambda u: -b * _log_mix(-u, 1.0 - b),
-        slope_q=lambda u: -(1.0 - b) * _log_mix(u, b),
-        log_pull=lambda u: log(b * (1.0 - b)) + u - _log_mix(u, b),
+        under_q=curve(lambda u, to_q, to_p: -b * (jnp.exp(u) * to_p) - (1.0 - b) * to_q),
+        under_p=curve(lambda u, to_q, to_p: -b * to_p - (1.0 - b) * (jnp.exp(-u) * to_q)),
+        slope_p=curve(lambda u, to_q, to_p: -b * to_p),
+        slope_q=curve(lambda u, to_q, to_p: -(1.0 - b) * to_q),
+        log_pull=curve(lambda u, to_q, to_p: log(b * (1.0 - b)) + u - to_q),
         at_zero=-(1.0 - b) * log(1.0 - b),
         at_inf=-b * log(b),
-        slope_p_under_q=lambda u: -b * (jnp.exp(u) * _log_mix(-u, 1.0 - b)),
-        slope_q_under_p=lambda u: -(1.0 - b) * (jnp.exp(-u) * _log_mix(u, b)),
+        slope_p_under_q=curve(lambda u, to_q, to_p: -b * (jnp.exp(u) * to_p)),
+        slope_q_under_p=curve(lambda u, to_q, to_p: -(1.0 - b) * (jnp.exp(-u) * to_q)),
         inverse_p=lambda s: s / b + log(1.0 - b) - jnp.log1p(-b * jnp.exp(s / b)),
         inverse_q=lambda s: jnp.log1p(-(1.0 - b) * jnp.exp(s / (1.0 - b))) - s / (1.0 - b) - log(b),
     )
@@ -239,24 +240,28 @@ def skew_kl(weight: float = 0.1) -> Generator:
     b = 1.0 - a
 
     def ratio(u: Array) -> Array:
-        return _log_mix(-u, b)  # k = -log(p / mixture)
+        return _log_mixes(u, a)[1]  # k = log(mixture / p)
+
+    def tilted(u: Array) -> Array:
+        """(t - 1) / (a t + b)."""
+        low, shrunk = _shrunk(u)
+        return jnp.where(low, shrunk, -shrunk) / (1.0 + jnp.where(low, a, b) * shrunk)
 
     def under_q(u: Array) -> Array:
-        v = jnp.maximum(u, -40.0)
-        k = ratio(v)
-        return -jnp.expm1(v) * (k + b) - k
+        k, grown = ratio(u), jnp.expm1(u)
+        return jnp.where(u < 1.0, -jnp.exp(u) * k - b * grown, -grown * (k + b) - k)
 
     return Generator(
         name=f"skew_kl_{a:g}",
         under_q=under_q,
         under_p=lambda u: b * jnp.expm1(-u) - ratio(u),
-        slope_p=lambda u: b * jnp.expm1(-_log_mix(u, a)) - ratio(u),
-        slope_q=lambda u: -b * jnp.expm1(-ratio(u)),
-        log_pull=lambda u: 2.0 * log(b) + u - 2.0 * _log_mix(u, a),
+        slope_p=lambda u: -a * b * tilted(u) - ratio(u),
+        slope_q=lambda u: -b * b * tilted(u),
+        log_pull=lambda u: 2.0 * log(b) + u - 2.0 * _log_mixes(u, a)[0],
         at_zero=b,
         at_inf=-log(a) - b,
-        slope_p_under_q=lambda u: jnp.exp(u) * (b * jnp.expm1(-_log_mix(u, a)) - ratio(u)),
-        slope_q_under_p=lambda u: -b * jnp.exp(-u) * jnp.expm1(-ratio(u)),
+        slope_p_under_q=lambda u: -jnp.exp(u) * (a * b * tilted(u) + ratio(u)),
+        slope_q_under_p=lambda u: -b * b * jnp.exp(-u) * tilted(u),
         inverse_q=lambda s: log(b) - jnp.log(1.0 / (1.0 - s / b) - a),
     )
 
@@ -268,10 +273,14 @@ def skew_reverse_kl(weight: float = 0.1) -> Generator:
 
 
 def _alpha_under_q(u: Array, a: float) -> Array:
+    """(t^a - a t - (1 - a)) / (a (a - 1)); with y = f'(t) where a is near 1 or 0."""
+    if min(abs(a), abs(a - 1.0)) > _NEAR_KL:
+        inside = (jnp.expm1(a * u) / a - jnp.expm1(u)) / (a - 1.0)
+        return jnp.where(u > _overflow(u), inf, inside)
     if a <= 0.5:
         saturated = jnp.minimum(a * u, 60.0) / a if a > 0 else u
         return (_expm1_over(a, saturated) - jnp.expm1(u)) / (a - 1.0)
-    v = jnp.maximum(u, -_SATURATED)
+    v = jnp.maximum(u, -80.0)  # beyond, all but the constant is below one rounding
     grown, y = jnp.expm1(v), _expm1_over(a - 1.0, v)
     left = jnp.exp(jnp.minimum(v, 0.0)) * y - grown
     return jnp.where(v <= 0, left, grown * (y - 1.0) + y) / a
@@ -279,9 +288,17 @@ def _alpha_under_q(u: Array, a: float) -> Array:
 
 def _alpha_slope_under_other(u: Array, a: float) -> Array:
     """(t^a - t) / (a - 1) for u <= 0."""
-    near = u > -1.0
-    product = jnp.exp(u) * _expm1_over(a - 1.0, jnp.where(near, u, 0.0))
-    return jnp.where(near, product, (jnp.exp(a * u) - jnp.exp(u)) / (a - 1.0))
+    if abs(a - 1.0) > _NEAR_KL:
+        return (jnp.expm1(a * u) - jnp.expm1(u)) / (a - 1.0)
+    return jnp.exp(u) * _expm1_over(a - 1.0, jnp.maximum(u, -80.0))
+
+
+_NEAR_KL = 0.05  # within it of 1 or 0, the difference of two powers cancels
+
+
+def _overflow(u: Array) -> float:
+    """Where e^u nears the largest number of its type."""
+    return float(np.log(np.finfo(u.dtype).max)) - 1.0
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Ours and the peers in one job, interleaved; see `python -m benchmarks --list`."""
