@@ -32,13 +32,27 @@ def mul_exp(x: Array, log_w: Array) -> Array:
 
 
 def xlogy(x: Array, y: Array) -> Array:
-    """X log y with 0 log 0 = 0 and zero gradient there, +-inf elsewhere as the limit has it."""
+    """X log y with 0 log 0 = 0 and zero gradient there, +-inf elsewhere as the limit has it.
+
+    Example:
+        >>> from divjax.core import xlogy
+        >>> import jax.numpy as jnp
+        >>> float(xlogy(jnp.float32(0.0), jnp.float32(0.0)))
+        0.0
+    """
     alive = x != 0
     return jnp.where(alive, x * jnp.log(jnp.where(alive, y, 1.0)), 0.0)
 
 
 def log1mexp(x: Array) -> Array:
-    """log(1 - e^x) for x <= 0; -inf at 0."""
+    """log(1 - e^x) for x <= 0; -inf at 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.core import log1mexp
+        >>> float(log1mexp(jnp.float32(0.0)))
+        -inf
+    """
     near = x > -0.6931472
     return jnp.where(
         near,
@@ -48,7 +62,14 @@ def log1mexp(x: Array) -> Array:
 
 
 def exprel(x: Array) -> Array:
-    """(e^x - 1) / x, 1 at 0, with an accurate derivative everywhere."""
+    """(e^x - 1) / x, 1 at 0, with an accurate derivative everywhere.
+
+    Example:
+        >>> import jax
+        >>> from divjax.core import exprel
+        >>> float(exprel(0.0)), float(jax.grad(exprel)(0.0))
+        (1.0, 0.5)
+    """
     small = jnp.abs(x) < 0.1
     near = jnp.where(small, x, 0.0)
     series = jnp.ones_like(near)
@@ -59,7 +80,14 @@ def exprel(x: Array) -> Array:
 
 
 def log_mean_exp(x: Array, axis: int = -1, where: Array | None = None) -> Array:
-    """log of the mean of e^x over an axis; -inf where nothing counts."""
+    """log of the mean of e^x over an axis; -inf where nothing counts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.core import log_mean_exp
+        >>> float(log_mean_exp(jnp.array([2.0, 2.0])))
+        2.0
+    """
     count = (
         jnp.asarray(x.shape[axis]) if where is None else jnp.sum(where, axis=axis, dtype=jnp.int32)
     )
@@ -69,11 +97,25 @@ def log_mean_exp(x: Array, axis: int = -1, where: Array | None = None) -> Array:
 
 
 def safe_sqrt(x: Array) -> Array:
-    """sqrt(x) with derivative 0 at 0, the convention for norms of equal points."""
+    """sqrt(x) with derivative 0 at 0, the convention for norms of equal points.
+
+    Example:
+        >>> import jax
+        >>> from divjax.core import safe_sqrt
+        >>> float(jax.grad(safe_sqrt)(0.0))
+        0.0
+    """
     alive = x > 0
     return jnp.where(alive, jnp.sqrt(jnp.where(alive, x, 1.0)), 0.0)
 
 
 def safe_norm(x: Array, axis: int = -1) -> Array:
-    """Euclidean norm over an axis, with gradient 0 at the origin."""
+    """Euclidean norm over an axis, with gradient 0 at the origin.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.core import safe_norm
+        >>> float(safe_norm(jnp.array([3.0, 4.0])))
+        5.0
+    """
     return safe_sqrt(jnp.sum(x * x, axis=axis))

@@ -25,6 +25,12 @@ def masked_sum(values: Array, mask: Array | None = None, *, axis: int | None = N
 
     Returns:
         [] or [*S without axis], in float32 at least.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.core import masked_sum
+        >>> float(masked_sum(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
+        1.0
     """
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if mask is not None:
@@ -59,14 +65,29 @@ def masked_mean(values: Array, mask: Array | None = None) -> Mean:
 
 
 def all_rows(x: Array, axis_name: str | None) -> Array:
-    """The rows of all devices, [n * B, ...] from [B, ...]; differentiable."""
+    """The rows of all devices, [n * B, ...] from [B, ...]; differentiable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.core import all_rows
+        >>> x = jnp.arange(4.0).reshape(2, 2)  # two devices with two rows each
+        >>> jax.vmap(lambda x: all_rows(x, "i"), axis_name="i")(x).tolist()
+        [[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]]
+    """
     if axis_name is None:
         return x
     return cast(Array, jax.lax.all_gather(x, axis_name, tiled=True))
 
 
 def all_sum(x: Array, axis_name: str | None) -> Array:
-    """The sum over devices, [...] from [...]; differentiable, equal in every mapping mode."""
+    """The sum over devices, [...] from [...]; differentiable, equal in every mapping mode.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.core import all_sum
+        >>> jax.vmap(lambda x: all_sum(x, "i"), axis_name="i")(jnp.array([1.0, 2.0])).tolist()
+        [3.0, 3.0]
+    """
     if axis_name is None:
         return x
     return jnp.sum(jax.lax.all_gather(x, axis_name), axis=0)
@@ -81,13 +102,27 @@ def whole_batch(value: Array, axis_name: str | None) -> Mean:
 
     Returns:
         Mean(value / n, 1 / n) over n devices, so that the sum over devices is (value, 1).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.core import whole_batch
+        >>> float(whole_batch(jnp.float32(3.0), None).value)
+        3.0
     """
     share = 1.0 if axis_name is None else 1.0 / jax.lax.axis_size(axis_name)
     return Mean(value * share, jnp.asarray(share, value.dtype))
 
 
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
-    """psum of every leaf, for values outside the differentiated path; the identity without axis."""
+    """psum of every leaf, for values outside the differentiated path; the identity without axis.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.core import sum_over_devices
+        >>> total = jax.vmap(lambda x: sum_over_devices({"n": x}, "i"), axis_name="i")
+        >>> total(jnp.array([1.0, 2.0]))["n"].tolist()
+        [3.0, 3.0]
+    """
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
@@ -100,6 +135,11 @@ def vary(tree: PyTree, axis_name: str | None) -> PyTree:
 
     Otherwise shard_map transposes the replication into a psum of its own, and gradients that are
     summed over devices afterwards are counted once per device too often.
+
+    Example:
+        >>> from divjax.core import vary
+        >>> vary({"w": 1.0}, None)  # no mapped axis: nothing to mark
+        {'w': 1.0}
     """
     if axis_name is None or axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
         return tree  # vmap, pmap and jit know no such mark
@@ -113,7 +153,14 @@ def vary(tree: PyTree, axis_name: str | None) -> PyTree:
 
 
 def vary_like(x: Array, *others: Array) -> Array:
-    """Marks x as varying over every axis that one of the others varies over (loop carries)."""
+    """Marks x as varying over every axis that one of the others varies over (loop carries).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.core import vary_like
+        >>> float(vary_like(jnp.float32(1.0), jnp.ones(3)))
+        1.0
+    """
     missing = frozenset[str]().union(*map(_varying, others)) - _varying(x)
     return cast(Array, jax.lax.pcast(x, tuple(sorted(missing)), to="varying")) if missing else x
 
@@ -122,5 +169,11 @@ def row_keys(ctx: Context) -> Array:
     """One PRNG key per row, [B]: fold_in(ctx.key, row).
 
     The noise of a row is then the same in whichever microbatch and on whichever device it lies.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.core import Context, row_keys
+        >>> row_keys(Context(jax.random.key(0), jnp.int32(0), jnp.arange(4))).shape
+        (4,)
     """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(ctx.key, ctx.rows)

@@ -199,6 +199,10 @@ def js(weight: float = 0.5, *, normalise: bool = False) -> Generator:
 
     Raises:
         ValueError: weight outside (0, 1); the limits are kl and reverse(kl), not 0.
+
+    Example:
+        >>> f"{js(0.5).at_zero:.4f}"
+        '0.3466'
     """
     check.fraction("weight", weight, caller="js", open_ends=True)
     b = float(weight)
@@ -234,6 +238,10 @@ def skew_kl(weight: float = 0.1) -> Generator:
 
     Raises:
         ValueError: weight outside (0, 1).
+
+    Example:
+        >>> skew_kl(0.1).at_zero
+        0.9
     """
     check.fraction("weight", weight, caller="skew_kl", open_ends=True)
     a = float(weight)
@@ -268,7 +276,12 @@ def skew_kl(weight: float = 0.1) -> Generator:
 
 @cache
 def skew_reverse_kl(weight: float = 0.1) -> Generator:
-    """KL(q || a q + (1 - a) p), the reverse of `skew_kl`."""
+    """KL(q || a q + (1 - a) p), the reverse of `skew_kl` (arXiv 2402.03898).
+
+    Example:
+        >>> skew_reverse_kl(0.1).at_inf
+        0.9
+    """
     return replace(reverse(skew_kl(weight)), name=f"skew_reverse_kl_{float(weight):g}")
 
 
@@ -311,6 +324,13 @@ def alpha(order: float) -> Generator:
 
     Raises:
         ValueError: the order is not a finite number.
+
+    References:
+        Cressie and Read, 1984; Amari, 2009.
+
+    Example:
+        >>> alpha(0.5).at_zero, alpha(0.5).at_inf
+        (2.0, 2.0)
     """
     check.require(
         isinstance(order, int | float) and abs(order) < inf,
@@ -340,7 +360,15 @@ def alpha(order: float) -> Generator:
 
 
 def tsallis(order: float) -> Generator:
-    """Tsallis relative entropy: (E_q[t^a] - 1) / (a - 1) = a * alpha(a); order > 0."""
+    """Tsallis relative entropy: (E_q[t^a] - 1) / (a - 1) = a * alpha(a); order > 0.
+
+    References:
+        Tsallis, 1998.
+
+    Example:
+        >>> tsallis(0.5).at_zero
+        1.0
+    """
     check.positive("order", order, caller="tsallis")
     return scale(alpha(order), float(order), f"tsallis_{float(order):g}")
 

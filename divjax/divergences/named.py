@@ -10,14 +10,10 @@ from divjax.divergences import generators
 from divjax.divergences.f import f_divergence
 
 
-def kl(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
+def kl(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     """KL(p || q) = sum p log(p / q).
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Kullback and Leibler, 1951.
@@ -32,14 +28,10 @@ def kl(
     return f_divergence(log_p, log_q, generators.kl, axis=axis, where=where)
 
 
-def reverse_kl(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
+def reverse_kl(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     """KL(q || p) = sum q log(q / p): the one name whose second law is in front.
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Kullback and Leibler, 1951.
@@ -54,14 +46,10 @@ def reverse_kl(
     return f_divergence(log_p, log_q, generators.reverse(generators.kl), axis=axis, where=where)
 
 
-def jeffreys(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
+def jeffreys(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     """KL(p || q) + KL(q || p) = sum (p - q) log(p / q).
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Jeffreys, 1946.
@@ -77,13 +65,11 @@ def jeffreys(
 
 
 def squared_hellinger(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
+    log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None
 ) -> Array:
     """1 - sum sqrt(p q), at most 1.
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Hellinger, 1909.
@@ -98,14 +84,10 @@ def squared_hellinger(
     return f_divergence(log_p, log_q, generators.squared_hellinger, axis=axis, where=where)
 
 
-def pearson(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
+def pearson(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     """Pearson chi^2: sum (p - q)^2 / q.
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Pearson, 1900.
@@ -120,14 +102,10 @@ def pearson(
     return f_divergence(log_p, log_q, generators.pearson, axis=axis, where=where)
 
 
-def neyman(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
+def neyman(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     """Neyman chi^2: sum (p - q)^2 / p.
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Neyman, 1949.
@@ -142,14 +120,10 @@ def neyman(
     return f_divergence(log_p, log_q, generators.neyman, axis=axis, where=where)
 
 
-def tv(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
+def tv(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     """Total variation: sum |p - q| / 2, at most 1; the gradient at p = q is 0.
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Levin and Peres, Markov chains and mixing times, 2017.
@@ -164,14 +138,10 @@ def tv(
     return f_divergence(log_p, log_q, generators.tv, axis=axis, where=where)
 
 
-def lecam(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
+def lecam(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     """Le Cam (triangular): sum (p - q)^2 / (2 (p + q)), at most 1.
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Le Cam, 1986; Topsoe, 2000.
@@ -187,13 +157,11 @@ def lecam(
 
 
 def soft_reverse_kl(
-    log_p: Array,
-    log_q: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
+    log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None
 ) -> Array:
     """2 KL((p + q) / 2 || p), a softened reverse KL.
+
+    Log-probs [*E, K] twice in, [*E] out, as in `f_divergence`.
 
     References:
         Shannon et al., arXiv 2001.04290.
@@ -249,12 +217,7 @@ def js(
 
 
 def skew_kl(
-    log_p: Array,
-    log_q: Array,
-    *,
-    weight: float = 0.1,
-    axis: int = -1,
-    where: Array | None = None,
+    log_p: Array, log_q: Array, *, weight: float = 0.1, axis: int = -1, where: Array | None = None
 ) -> Array:
     """KL(p || a p + (1 - a) q), at most -log a.
 
@@ -285,12 +248,7 @@ def skew_kl(
 
 
 def skew_reverse_kl(
-    log_p: Array,
-    log_q: Array,
-    *,
-    weight: float = 0.1,
-    axis: int = -1,
-    where: Array | None = None,
+    log_p: Array, log_q: Array, *, weight: float = 0.1, axis: int = -1, where: Array | None = None
 ) -> Array:
     """KL(q || a q + (1 - a) p), at most -log a.
 
@@ -321,12 +279,7 @@ def skew_reverse_kl(
 
 
 def alpha(
-    log_p: Array,
-    log_q: Array,
-    *,
-    order: float,
-    axis: int = -1,
-    where: Array | None = None,
+    log_p: Array, log_q: Array, *, order: float, axis: int = -1, where: Array | None = None
 ) -> Array:
     """(sum p^a q^(1 - a) - 1) / (a (a - 1)), with the KLs as limits at 1 and 0.
 
@@ -357,12 +310,7 @@ def alpha(
 
 
 def tsallis(
-    log_p: Array,
-    log_q: Array,
-    *,
-    order: float,
-    axis: int = -1,
-    where: Array | None = None,
+    log_p: Array, log_q: Array, *, order: float, axis: int = -1, where: Array | None = None
 ) -> Array:
     """(sum p^a q^(1 - a) - 1) / (a - 1) = a * alpha(order=a).
 

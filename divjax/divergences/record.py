@@ -67,7 +67,13 @@ class Generator:
 
 @cache
 def reverse(g: Generator) -> Generator:
-    """The record of D_f(q || p): t f(1/t)."""
+    """The record of D_f(q || p): t f(1/t).
+
+    Example:
+        >>> from divjax.divergences import generators
+        >>> generators.reverse(generators.kl).at_zero
+        inf
+    """
 
     def mirror(curve: Curve) -> Curve:
         return lambda u: curve(-u)
@@ -96,7 +102,13 @@ def reverse(g: Generator) -> Generator:
 
 @cache
 def scale(g: Generator, factor: float, name: str) -> Generator:
-    """The record of factor * D_f; factor > 0."""
+    """The record of factor * D_f; factor > 0.
+
+    Example:
+        >>> from divjax.divergences import generators
+        >>> generators.scale(generators.tv, 2.0, "l1").at_zero
+        1.0
+    """
     check.positive("factor", factor, caller="scale")
 
     def times(curve: Curve) -> Curve:
@@ -130,6 +142,11 @@ def linear_tails(g: Generator, max_log_ratio: float) -> Generator:
 
     The result is convex, lies below f, is finite for any supports and keeps a gradient in the
     tails; it is no clip of the value.
+
+    Example:
+        >>> from divjax.divergences import generators
+        >>> generators.linear_tails(generators.kl, 5.0).at_inf
+        5.0
     """
     check.positive("max_log_ratio", max_log_ratio, caller="linear_tails")
     bound = float(max_log_ratio)

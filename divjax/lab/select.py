@@ -116,7 +116,12 @@ def keep(records: Records, choice: Mapping[Any, Mapping[str, Any]], *, by: str) 
 
 
 def frame(records: Records) -> "pd.DataFrame":
-    """The rows as a pandas table."""
+    """The rows as a pandas table.
+
+    Example:
+        >>> frame([{"cell": "a", "seed": 1}, {"cell": "a", "seed": 2}]).shape
+        (2, 2)
+    """
     import pandas as pd
 
     return pd.DataFrame.from_records([dict(row) for row in records])

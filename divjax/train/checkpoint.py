@@ -79,6 +79,11 @@ def restore(directory: str | Path, like: PyTree, config: Any) -> tuple[PyTree, i
     Raises:
         ValueError: the directory holds something else, the newest checkpoint is damaged, its
             config differs (the message names the keys), or its leaves differ from those of like.
+
+    Example:
+        >>> from divjax.train import checkpoint
+        >>> checkpoint.restore("there/is/nothing", {"w": 0.0}, {}) is None
+        True
     """
     if not Path(directory).exists():
         return None
@@ -101,6 +106,18 @@ def open_checkpoints(directory: str | Path, config: Any, *, keep: int | None = 2
 
     Raises:
         ValueError: directory is a file or holds something else; config is not JSON.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> from divjax.train import checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = checkpoint.open_checkpoints(folder, {"lr": 0.1}, keep=1)
+        ...     for step in (10, 20):
+        ...         store.save(step, {"w": jnp.float32(step)})
+        ...     state, step = store.restore({"w": jnp.float32(0)})
+        ...     store.close()
+        >>> float(state["w"]), step
+        (20.0, 20)
     """
     folder = Path(directory).absolute()
     if keep is not None:

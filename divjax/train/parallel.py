@@ -53,7 +53,14 @@ def data_mesh(devices: int | None = None) -> Mesh:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The tree on every device of the mesh; for a teacher once, instead of at each step."""
+    """The tree on every device of the mesh; for a teacher once, instead of at each step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.train.parallel import data_mesh, replicate
+        >>> replicate({"w": jnp.ones(2)}, data_mesh(1))["w"].is_fully_replicated
+        True
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
     if everywhere.is_fully_addressable:
         return jax.device_put(tree, everywhere)
@@ -65,6 +72,12 @@ def shard_rows(batch: Batch, mesh: Mesh) -> Batch:
 
     For one process it only saves the first copy; for several (jax.distributed) it is how their
     parts become one batch, process after process, in the order of jax.process_index().
+
+    Example:
+        >>> import numpy as np
+        >>> from divjax.train.parallel import data_mesh, shard_rows
+        >>> shard_rows({"x": np.zeros((4, 3))}, data_mesh(1))["x"].shape
+        (4, 3)
     """
     split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
     parts: Batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), batch)
