@@ -5,6 +5,13 @@ from divjax.measure.calibration import (
     brier_score,
     calibration,
     expected_calibration_error,
+    negative_log_likelihood,
 )
 
-__all__ = ["Calibration", "brier_score", "calibration", "expected_calibration_error"]
+__all__ = [
+    "Calibration",
+    "brier_score",
+    "calibration",
+    "expected_calibration_error",
+    "negative_log_likelihood",
+]

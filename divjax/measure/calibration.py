@@ -11,6 +11,9 @@ from divjax.core import Array, check
 class Calibration(NamedTuple):
     """Sums over the examples of each confidence bin; add two of them leaf by leaf.
 
+    Over devices a psum adds them. In `divjax.train.make_eval`, which divides, take
+    Mean(confidence - correct, examples.sum()): the gaps [bins], whose absolute sum is the ECE.
+
     Attributes:
         confidence: [bins] sum of the largest probabilities.
         correct: [bins] number of right answers.
@@ -50,15 +53,17 @@ def calibration(
         ([0.0, 1.0], [0.0, 1.0])
     """
     _check("calibration", logits, labels, mask)
-    check.positive("bins", bins, caller="calibration")
-    confidence = jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), axis=-1)
+    whole = isinstance(bins, int) and bins > 0
+    check.require(whole, "calibration", "bins must be an int > 0", bins, "bins=15")
+    confidence = jnp.max(jax.nn.softmax(_wide(logits)), axis=-1)
     correct = jnp.argmax(logits, axis=-1) == labels
-    edges = jnp.arange(1, bins) / bins
+    # Edges in the type of the confidence: 0.8 of one type is above 0.8 of a wider one.
+    edges = jnp.arange(1, bins, dtype=confidence.dtype) / bins
     index = jnp.searchsorted(edges, confidence, side="left")
     keep = jnp.ones_like(correct) if mask is None else mask
 
     def sums(x: Array) -> Array:
-        return jnp.zeros(bins).at[index].add(jnp.where(keep, x, 0.0))
+        return jnp.zeros(bins, confidence.dtype).at[index].add(jnp.where(keep, x, 0.0))
 
     return Calibration(sums(confidence), sums(correct), sums(jnp.ones_like(confidence)))
 
@@ -110,8 +115,39 @@ def brier_score(logits: Array, labels: Array) -> Array:
         0.5
     """
     _check("brier_score", logits, labels, None)
-    p = jax.nn.softmax(logits.astype(jnp.float32))
+    p = jax.nn.softmax(_wide(logits))
     return jnp.sum((p - jax.nn.one_hot(labels, logits.shape[-1])) ** 2, axis=-1)
+
+
+def negative_log_likelihood(logits: Array, labels: Array) -> Array:
+    """-log softmax(logits)[label] per example, in nats; +inf where the label has probability 0.
+
+    Args:
+        logits: [B, K].
+        labels: [B] int.
+
+    Returns:
+        [B].
+
+    Raises:
+        ValueError: shapes or dtypes are not as above.
+
+    References:
+        Guo et al., arXiv 1706.04599.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.measure import negative_log_likelihood
+        >>> print(f"{negative_log_likelihood(jnp.zeros((1, 2)), jnp.array([1]))[0]:.4f}")
+        0.6931
+    """
+    _check("negative_log_likelihood", logits, labels, None)
+    log_p = jax.nn.log_softmax(_wide(logits))
+    return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+
+
+def _wide(logits: Array) -> Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _check(caller: str, logits: Array, labels: Array, mask: Array | None) -> None:

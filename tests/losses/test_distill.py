@@ -73,6 +73,37 @@ def test_swapping_the_roles_leaves_the_value_and_an_offset_leaves_nothing():
     assert np.abs(jax.grad(lambda s: balanced_kd(s, T).total)(T + 7.0)).max() < 1e-6
 
 
+def test_near_the_teacher_both_directions_are_the_fisher_form():
+    teacher, d = np.array([[1.0, 0.0, -1.0]]), np.array([[0.01, -0.02, 0.005]])
+    s, t = jnp.float32(teacher + d), jnp.float32(teacher)
+    both = [float(temperature_kd(s, t).total), float(temperature_kd(t, s).total)]
+    np.testing.assert_allclose(both, [8.05009e-5, 8.01056e-5], rtol=1e-4)
+    p = np.exp(log_softmax(teacher))[0]
+    fisher = 0.5 * d[0] @ (np.diag(p) - np.outer(p, p)) @ d[0]
+    np.testing.assert_allclose(fisher, 8.08955e-5, rtol=1e-5)
+    np.testing.assert_allclose(both, fisher, rtol=1e-2)
+
+
+def test_gradient_in_float64_is_the_formula_and_the_finite_difference(x64):
+    rng = np.random.default_rng(0)
+    s, t = 2 * rng.normal(size=(2, 6, 5))
+    got = jax.grad(lambda s: balanced_kd(s, jnp.asarray(t), delta=3.0).total)(jnp.asarray(s))
+    log_p, log_q = log_softmax(t), log_softmax(s)
+    p, q = np.exp(log_p), np.exp(log_q)
+    sharper = -(p * log_p).sum(-1) > -(q * log_q).sum(-1)
+    assert 0 < sharper.sum() < 6  # both sides of the switch
+    forward, reverse = np.where(sharper, 3, 1)[:, None], np.where(sharper, 1, 3)[:, None]
+    pull = q * (log_q - log_p - kl(s, t)[:, None])
+    np.testing.assert_allclose(got, forward * (q - p) + reverse * pull, rtol=1e-10, atol=1e-12)
+
+    def value(s):
+        return float(balanced_kd(jnp.asarray(s), jnp.asarray(t), delta=3.0).total)
+
+    direction = rng.normal(size=s.shape)
+    slope = (value(s + 1e-5 * direction) - value(s - 1e-5 * direction)) / 2e-5
+    np.testing.assert_allclose(slope, (got * direction).sum(), rtol=1e-7)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_temperature_kd_against_float64(temperature):
     mask = jnp.array([True, False])
