@@ -2,7 +2,7 @@
 
 Online distillation: a small student and a larger teacher learn from scratch together, on 400 real
 8x8 digits of which 30 % carry a wrong label. Claim, metrics, margins and grid stand here and were
-committed before any record.
+committed before any record of the cpu preset.
 """
 
 from collections.abc import Callable
@@ -66,6 +66,10 @@ ARMS: dict[str, Term | None] = {  # the student's term; (student logits, teacher
 # Three settings an arm. The weight means nothing without a partner, so ce varies its rate instead.
 WEIGHTS, RATES, RATE, WEIGHT = (0.5, 1.0, 2.0), (1e-3, 3e-3, 1e-2), 3e-3, 1.0
 
+# Settings are chosen on seeds that are not reported. Small presets use the former, so that nothing
+# but the cpu preset ever scores a reported seed on its test split.
+PILOT, REPORTED = 0, 1000  # first seeds
+
 
 @dataclass(frozen=True)
 class Config:
@@ -78,15 +82,27 @@ class Config:
 
 
 def cells(config: Config):
-    """Every arm at every setting; a cell holds all seeds."""
-    result = []
+    """Every arm at every setting, first on the pilot's seeds; a cell holds all its seeds."""
+    settings = []
     for arm, term in ARMS.items():
         grid = [(RATE, w) for w in WEIGHTS] if term else [(rate, WEIGHT) for rate in RATES]
         for rate, weight in grid if config.grid else [(RATE, WEIGHT)]:
-            settings = {"arm": arm, "rate": rate, "weight": weight}
-            seeds = range(1000, 1000 + config.seeds)  # no seed of a pilot
-            result.append(Cell(f"{arm}-rate{rate:g}-weight{weight:g}", settings, seeds))
-    return result
+            settings.append({"arm": arm, "rate": rate, "weight": weight})
+    runs = {"pilot-": PILOT, "": REPORTED} if config.grid else {"": PILOT}
+    return [
+        Cell(
+            "{}{arm}-rate{rate:g}-weight{weight:g}".format(prefix, **s),
+            s,
+            range(first, first + config.seeds),
+        )
+        for prefix, first in runs.items()
+        for s in settings
+    ]
+
+
+def is_pilot(config: Config, seed: int) -> bool:
+    """Whether a seed only serves the choice of settings."""
+    return config.grid and seed < REPORTED
 
 
 def splits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -183,16 +199,23 @@ def run(config: Config, cell: Cell, run):
         evaluate=lambda state: score["validation"](state.params, *held["validation"]),
         every=max(1, config.steps // config.evaluations),
     )
-    # Of the settings of an arm, only the one chosen on the validation split is ever looked at.
-    yield from run.rows(score["test"](state.params, *held["test"]))
+    # Every setting of a reported seed is scored here; `analyse` reads the chosen one alone.
+    if not is_pilot(config, cell.seeds[0]):
+        yield from run.rows(score["test"](state.params, *held["test"]))
 
 
 def analyse(config: Config, records):
     """The three parts of the claim, and the control beside them."""
+    reported = [row for row in records if not is_pilot(config, row["seed"])]
+    pilot = [row for row in records if is_pilot(config, row["seed"])]
     best = choose(
-        records, "validation_nll", by="arm", over=("rate", "weight"), larger_is_better=False
+        pilot or reported,  # without a grid there is one setting and no pilot
+        "validation_nll",
+        by="arm",
+        over=("rate", "weight"),
+        larger_is_better=False,
     )
-    chosen = keep(records, best, by="arm")
+    chosen = keep(reported, best, by="arm")
     ece, accuracy, teacher = (
         by_seed(final(chosen, f"test_{m}"), f"test_{m}", by="arm")
         for m in ("ece", "accuracy", "teacher_accuracy")
@@ -270,8 +293,10 @@ def notes(controls) -> list[str]:
     )
     return [
         "The settings of each arm (three, equally many for all) were chosen by the student's "
-        "negative log-likelihood on a clean validation split. Seeds are paired: one seed has one "
-        "split, one label noise and one start for all arms.",
+        "negative log-likelihood on clean validation images, in pilot runs with seeds that are not "
+        "reported. Seeds are paired: one seed has one split, one label noise and one start for "
+        "all arms. Every seed splits the same 1797 images anew, so what validates one seed may "
+        "test another.",
         "delta multiplies the size of the distillation term too: the weights sum to 1 + delta. "
         "bd1x1.5 has the size of bd2 without its switch, so the difference between them is what "
         f"the entropy guidance itself adds. {figures}.",

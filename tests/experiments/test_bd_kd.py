@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -19,11 +21,18 @@ sys.modules["bd_kd"] = bd_kd
 spec.loader.exec_module(bd_kd)
 
 
-def divjax(*words):
+def start(*words):
     # The experiments run on one device as a user's would: no fake devices from the tests.
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-W", "error::UserWarning", "-m", "divjax", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=env, cwd=ROOT, **quiet)
+
+
+def divjax(*words):
+    process = start(*words)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def test_splits_are_disjoint_noisy_in_training_only_and_paired_by_seed():
@@ -43,13 +52,36 @@ def test_splits_are_disjoint_noisy_in_training_only_and_paired_by_seed():
 
 def test_every_arm_has_an_equal_grid_and_every_preset_the_same_arms():
     config = bd_kd.EXPERIMENT.preset("cpu")
-    sizes = dict.fromkeys(bd_kd.ARMS, 0)
+    cells = bd_kd.cells(config)
+    pilot = [c for c in cells if bd_kd.is_pilot(config, c.seeds[0])]
+    reported = [c for c in cells if c not in pilot]
+    assert [c.settings for c in pilot] == [c.settings for c in reported]
+    assert set(Counter(c.settings["arm"] for c in reported).values()) == {3}
+    assert all(len(c.seeds) >= 8 for c in cells)
+    assert not {s for c in pilot for s in c.seeds} & {s for c in reported for s in c.seeds}
+    for preset in ("smoke", "demo"):  # never look at a reported seed
+        few = bd_kd.cells(bd_kd.EXPERIMENT.preset(preset))
+        assert [c.settings["arm"] for c in few] == list(bd_kd.ARMS)
+        assert max(s for c in few for s in c.seeds) < bd_kd.REPORTED
+
+
+def test_settings_are_chosen_by_the_pilot_whatever_the_reported_seeds_say():
+    config = bd_kd.Config(seeds=3)
+    rows = []
     for cell in bd_kd.cells(config):
-        sizes[cell.settings["arm"]] += 1
-        assert len(cell.seeds) >= 8
-    assert set(sizes.values()) == {3}
-    demo = bd_kd.cells(bd_kd.EXPERIMENT.preset("demo"))
-    assert [c.settings["arm"] for c in demo] == list(bd_kd.ARMS)
+        settings, pilot = cell.settings, bd_kd.is_pilot(config, cell.seeds[0])
+        # The pilot prefers the last setting, the reported seeds the first by far.
+        size = settings["rate"] * settings["weight"]
+        for seed in cell.seeds:
+            row = {"cell": cell.name, **settings, "seed": seed}
+            rows.append(row | {"validation_nll": -size if pilot else 100 * size})
+            if not pilot:
+                names = ("accuracy", "teacher_accuracy", "ece", "teacher_ece", "nll", "brier")
+                rows.append(row | {f"test_{n}": size + seed for n in names})
+    report = bd_kd.EXPERIMENT.analyse(config, rows)
+    table = report.tables["Student on the test split, chosen settings"].set_index("arm")
+    assert table.loc["ce", "rate"] == max(bd_kd.RATES)
+    assert set(table.drop(index="ce")["weight"]) == {max(bd_kd.WEIGHTS)}
 
 
 @pytest.mark.parametrize("arm", bd_kd.ARMS)
@@ -78,7 +110,7 @@ def test_smoke_records_report_and_verdict(tmp_path):
     rows = [json.loads(line) for line in records.splitlines()]
     tests = [r for r in rows if "test_ece" in r]
     assert {(r["arm"], r["seed"]) for r in tests} == {
-        (arm, seed) for arm in bd_kd.ARMS for seed in (1000, 1001)
+        (arm, seed) for arm in bd_kd.ARMS for seed in (0, 1)
     }
     for row in tests:
         gap = np.abs(np.subtract(row["test_bins_confidence"], row["test_bins_correct"])).sum()
@@ -89,8 +121,43 @@ def test_smoke_records_report_and_verdict(tmp_path):
     html = (out / "report.html").read_text()
     assert "Reliability of the student" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
-    # Half of it lost, as by a kill: the rerun writes the same bytes.
-    (out / "records.jsonl").write_bytes(records[: len(records) // 2])
+    times = (out / "timings.jsonl").read_bytes()  # a line for each cell that was computed
+    assert len(times.splitlines()) == len(bd_kd.ARMS)
     again = divjax("run", "bd_kd", "--preset", "smoke", "--out", str(out))
     assert again.returncode == 0, again.stderr
+    assert (out / "timings.jsonl").read_bytes() == times
     assert (out / "records.jsonl").read_bytes() == records
+    killed_and_resumed(tmp_path / "killed", records)
+
+
+def killed_and_resumed(out, records):
+    """kill -9 once rows of the third cell are on the disk; the rerun ends with the same bytes."""
+    words = ("run", "bd_kd", "--preset", "smoke", "--out", str(out))
+    process = start(*words)
+    try:
+        deadline = time.monotonic() + 120
+        while rows_of_cell(out / "records.jsonl", 3) == 0:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.communicate()
+    held = (out / "records.jsonl").read_bytes()
+    assert 0 < len(held) < len(records)
+    before = len((out / "timings.jsonl").read_text().splitlines())
+    again = divjax(*words)
+    assert again.returncode == 0, again.stderr
+    assert (out / "records.jsonl").read_bytes() == records
+    # Finished cells were skipped: each has been computed once.
+    cells = [json.loads(line)["cell"] for line in (out / "timings.jsonl").read_text().splitlines()]
+    assert before >= 2
+    assert len(cells) == len(set(cells)) == len(bd_kd.ARMS)
+
+
+def rows_of_cell(path, number):
+    """Whole lines so far of the cell with this number, its end not counted."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    names = list(dict.fromkeys(row["cell"] for row in rows))
+    return sum(row["cell"] == names[number - 1] for row in rows) if len(names) >= number else 0
