@@ -68,3 +68,10 @@ def test_outside_the_range_of_slopes():
     assert conjugate(generators.pearson, jnp.float32(-5.0)) == -1.0
     assert inverse_slope(generators.pearson, jnp.float32(-5.0)) == -jnp.inf
     assert jax.grad(lambda s: conjugate(generators.pearson, s))(-5.0) == 0.0
+
+
+@pytest.mark.parametrize("g", SMOOTH, ids=lambda g: g.name)
+def test_the_derivative_of_the_conjugate_is_the_ratio(g):
+    u = jnp.linspace(-3.0, 3.0, 13)
+    got = jax.vmap(jax.grad(lambda s: conjugate(g, s)))(g.slope_p(u))
+    np.testing.assert_allclose(got, np.exp(u), rtol=2e-3)
