@@ -74,10 +74,13 @@ def test_settings_are_chosen_by_the_pilot_whatever_the_reported_seeds_say():
         size = settings["rate"] * settings["weight"]
         for seed in cell.seeds:
             row = {"cell": cell.name, **settings, "seed": seed}
-            rows.append(row | {"validation_nll": -size if pilot else 100 * size})
+            nll = -size if pilot else 100 * size
+            rows.append(row | {"validation_nll": nll, "validation_teacher_accuracy": 0.5})
             if not pilot:
                 names = ("accuracy", "teacher_accuracy", "ece", "teacher_ece", "nll", "brier")
-                rows.append(row | {f"test_{n}": size + seed for n in names})
+                scores = {f"test_{n}": size + seed for n in names}
+                bins = {f"test_bins_{n}": [1.0] for n in ("confidence", "correct", "examples")}
+                rows.append(row | scores | bins)
     report = bd_kd.EXPERIMENT.analyse(config, rows)
     table = report.tables["Student on the test split, chosen settings"].set_index("arm")
     assert table.loc["ce", "rate"] == max(bd_kd.RATES)
