@@ -334,10 +334,10 @@ def afterthoughts(config: Config, chosen, pilot, accuracy) -> list[str]:
     if pilot:
         text.append(equal_weights(pilot))
     if config == Config():
-        low, *_ = order = sorted(accuracy, key=accuracy.get)
+        low, second, *_, top = sorted(accuracy, key=accuracy.get)
         text.append(
             f"Written afterwards: the accuracy is undecided because of seed {low}, at "
-            f"{accuracy[low]:+.4f}; others: {accuracy[order[1]]:+.4f} to {accuracy[order[-1]]:+.4f}. "
+            f"{accuracy[low]:+.4f}; others: {accuracy[second]:+.4f} to {accuracy[top]:+.4f}. "
             "Trained again and looked at on its validation images, that student of bd2 finds 22 % "
             "of the nines (forward 68 %), and 6 of its 12 hidden units never fire (forward 4). It "
             "stays in the verdict."
