@@ -1,5 +1,7 @@
 """core.numerics against float64 limits."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,15 @@ def test_exprel_with_its_derivative_across_the_series():
     slope = np.where(np.abs(x) < 1e-2, 0.5 + x / 3, (np.exp(y) - value) / y)
     got = jax.vmap(jax.grad(core.exprel))(jnp.asarray(x))
     np.testing.assert_allclose(got, slope, rtol=2e-3)
+
+
+def test_exprel_is_exact_on_both_sides_of_its_seam(x64):
+    """Value and derivative in float64, where a short series would show."""
+    x = np.array([-0.101, -0.099, -0.05, -1e-3, 1e-3, 0.05, 0.099, 0.101])
+    value = np.expm1(x) / x
+    slope = sum((k + 1) * x**k / math.factorial(k + 2) for k in range(20))
+    np.testing.assert_allclose(core.exprel(jnp.asarray(x)), value, rtol=1e-13)
+    np.testing.assert_allclose(jax.vmap(jax.grad(core.exprel))(jnp.asarray(x)), slope, rtol=1e-11)
 
 
 def test_norm_and_sqrt_have_gradient_zero_at_the_origin():

@@ -285,16 +285,16 @@ def test_compute_dtype_is_seen_by_the_objective_only(accumulate):
 
 
 def test_sums_of_low_precision_totals_are_float32():
-    """Microbatch totals near 256 in bf16 have steps of 2: only a float32 sum keeps the odd ones."""
+    """1024 totals of 3: in bf16 they add up to 1024 at most, their weights to 256."""
 
     def objective(w, batch, ctx):
         return Loss(
             {"s": (1.0, Mean(jnp.sum(w * batch["x"]).astype(jnp.bfloat16), jnp.bfloat16(1)))}
         )
 
-    step, state = scalar_step(objective, accumulate=64)
-    _, info = step.update(state._replace(params=jnp.float32(1.0)), {"x": jnp.full(64, 129.0)})
-    assert float(info.value) == 129.0
+    step, state = scalar_step(objective, accumulate=1024)
+    _, info = step.update(state._replace(params=jnp.float32(1.0)), {"x": jnp.full(1024, 3.0)})
+    assert float(info.value) == 3.0
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
