@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 
 MISSING = "missing"
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -32,27 +34,69 @@ class Limit:
 
     @property
     def status(self) -> str:
-        """'holds', 'fails' or 'open'."""
+        """'pass', 'fail' or 'open'."""
         if self.value is None:
             return "open"
-        return "holds" if self.value <= self.bound else "fails"
+        return "pass" if self.value <= self.bound else "fail"
 
 
 @dataclass
 class Row:
-    """One line of the results."""
+    """One line of the results; times are medians of `rounds` in milliseconds per call."""
 
     row: str
     variant: str
-    ours_ms: float
-    peers: Mapping[str, float | str] = field(default_factory=dict)
+    ours_ms: float | None = None  # None: the row is about accuracy
+    peers: Mapping[str, float | str] = field(default_factory=dict)  # or why there is no time
     ratios: Mapping[str, float] = field(default_factory=dict)  # ours / peer
+    min_ms: Mapping[str, float] = field(default_factory=dict)  # the fastest round, ours included
     cpu_ms: Mapping[str, float] = field(default_factory=dict)  # processor time, all threads
     limit_ms: float | None = None
     temp_bytes: Mapping[str, int] = field(default_factory=dict)
     error: Mapping[str, Any] = field(default_factory=dict)
     limits: Sequence[Limit] = ()
     rounds: int = 0
+    load: Sequence[float] = field(default_factory=os.getloadavg)  # when the row was finished
+
+
+class Times(NamedTuple):
+    """Milliseconds per call, by name."""
+
+    wall: dict[str, float]  # medians
+    least: dict[str, float]
+    cpu: dict[str, float]  # medians
+    rounds: int
+
+
+def timed(
+    row: str, variant: str, times: Times, *, ours: str = "ours", absent: Mapping[str, str] = _NONE
+) -> Row:
+    """A row with its times and ratios.
+
+    Args:
+        row: name of the row.
+        variant: what of it.
+        times: from `interleaved`; "limit" in it is what this machine takes at the least.
+        ours: which of the times is ours; all others but "limit" are peers.
+        absent: peer -> why it was not measured.
+    """
+    mine = times.wall[ours]
+    peers = {name: ms for name, ms in times.wall.items() if name not in (ours, "limit")}
+    return Row(
+        row=row,
+        variant=variant,
+        ours_ms=mine,
+        peers={**peers, **absent},
+        ratios={name: mine / ms for name, ms in peers.items()},
+        min_ms=_renamed(times.least, ours),
+        cpu_ms=_renamed(times.cpu, ours),
+        limit_ms=times.wall.get("limit"),
+        rounds=times.rounds,
+    )
+
+
+def _renamed(times: Mapping[str, float], ours: str) -> dict[str, float]:
+    return {"ours" if name == ours else name: ms for name, ms in times.items()}
 
 
 def names() -> dict[str, str]:
@@ -72,10 +116,8 @@ def measure(name: str, *, small: bool = False) -> list[Row]:
     return rows
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: int = 1
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Median wall and processor milliseconds of each call, taken in turn: A B C A B C ...
+def interleaved(calls: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: int = 1) -> Times:
+    """Wall and processor milliseconds of each call, taken in turn: A B C A B C ...
 
     Args:
         calls: name -> function; its result is waited for and then dropped.
@@ -95,9 +137,11 @@ def interleaved(
             wall[name].append((time.perf_counter() - begin) / repeat * 1e3)
             processor[name].append((time.process_time() - begin_cpu) / repeat * 1e3)
             del result
-    return (
+    return Times(
         {name: median(times) for name, times in wall.items()},
+        {name: min(times) for name, times in wall.items()},
         {name: median(times) for name, times in processor.items()},
+        rounds,
     )
 
 
@@ -130,26 +174,36 @@ def environment() -> dict[str, Any]:
 
 
 def show(rows: Sequence[Row]) -> str:
-    """The rows as text."""
-    lines = []
-    for r in rows:
-        lines.append(f"{r.row} {r.variant}: ours {r.ours_ms:.3g} ms" + _limit(r))
-        for peer, ms in r.peers.items():
-            shown = ms if isinstance(ms, str) else f"{ms:.3g} ms, ours / peer {r.ratios[peer]:.3f}"
-            lines.append(f"    {peer:24} {shown}")
-        for name, size in r.temp_bytes.items():
-            lines.append(f"    {name:24} temporaries {size / 2**20:.1f} MiB")
-        for name, error in r.error.items():
-            lines.append(f"    {name:24} error {error}")
-        for limit in r.limits:
-            kind = "must" if limit.must else "goal"
-            value = "-" if limit.value is None else f"{limit.value:.3f}"
-            lines.append(f"    {kind} {limit.what} <= {limit.bound}: {value} {limit.status}")
-    return "\n".join(lines)
+    """The rows as text: a table of ours and the peers under each variant, then what must hold."""
+    return "\n".join(line for r in rows for line in _lines(r))
 
 
-def _limit(r: Row) -> str:
-    return "" if r.limit_ms is None else f" (this machine's limit about {r.limit_ms:.3g} ms)"
+def _lines(r: Row) -> list[str]:
+    load = ", ".join(f"{x:.1f}" for x in r.load)
+    least = "" if r.limit_ms is None else f"; this machine's limit about {r.limit_ms:.3g} ms"
+    lines = [f"{r.row}: {r.variant} ({r.rounds} rounds, load {load}{least})"]
+    if r.ours_ms is not None:
+        heads = ("median ms", "min ms", "cpu ms", "ours/peer", "temp MiB")
+        lines.append(" " * 26 + "".join(f"{head:>11}" for head in heads))
+        for name, ms in {"ours": r.ours_ms, **r.peers}.items():
+            lines.append(
+                f"  {name:24}" + (f" {ms}" if isinstance(ms, str) else _times(r, name, ms))
+            )
+    for name, error in r.error.items():
+        shown = error if isinstance(error, str) else "  ".join(f"{k} {v}" for k, v in error.items())
+        lines.append(f"  {name:24} {shown}")
+    for x in r.limits:
+        kind = "must" if x.must else "goal"
+        value = "-" if x.value is None else f"{x.value:.3g}"
+        lines.append(f"  {kind} {x.what} <= {x.bound:g}: {value} {x.status}")
+    return lines
+
+
+def _times(r: Row, name: str, ms: float) -> str:
+    size = r.temp_bytes.get(name)
+    temporaries = None if size is None else size / 2**20
+    columns = (ms, r.min_ms.get(name), r.cpu_ms.get(name), r.ratios.get(name), temporaries)
+    return "".join(f"{'' if x is None else f'{x:.4g}':>11}" for x in columns)
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:

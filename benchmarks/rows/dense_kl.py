@@ -5,15 +5,16 @@ compared with the KL row, and accuracy near the teacher with float64.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from optax.losses import kl_divergence, kl_divergence_with_log_targets
 
-from benchmarks.harness import MISSING, Limit, Row, interleaved, temporaries
+from benchmarks.harness import MISSING, Limit, Row, Times, interleaved, temporaries, timed
 from divjax.divergences import f_divergence_from_logits, generators
 
 Pair = tuple[Any, Any]  # student, teacher
@@ -30,48 +31,78 @@ def by_hand(student, teacher):
     return jnp.sum(jnp.exp(p) * (p - q))
 
 
-def optax_forms() -> dict[str, Callable[..., Any]]:
-    """Both spellings of optax."""
-    try:
-        from optax.losses import kl_divergence, kl_divergence_with_log_targets
-    except ImportError:
-        return {}
-
-    def plain(s, t):
-        return kl_divergence(jax.nn.log_softmax(s), jax.nn.softmax(t)).sum()
-
-    def log_targets(s, t):
-        return kl_divergence_with_log_targets(jax.nn.log_softmax(s), jax.nn.log_softmax(t)).sum()
-
-    return {"optax": plain, "optax log targets": log_targets}
+def optax_plain(student, teacher):
+    """With a target of probabilities."""
+    return kl_divergence(jax.nn.log_softmax(student), jax.nn.softmax(teacher)).sum()
 
 
-def torch_forms(student: np.ndarray, teacher: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """Eager F.kl_div in both spellings, and compiled; each returns (value, gradient)."""
+def optax_log_targets(student, teacher):
+    """With a target of log-probabilities."""
+    p, q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
+    return kl_divergence_with_log_targets(q, p).sum()
+
+
+FORMS = {
+    "ours": ours,
+    "jnp by hand": by_hand,
+    "optax": optax_plain,
+    "optax log targets": optax_log_targets,
+}
+TORCH = ("torch", "torch log target", "torch.compile", "torch.compile log target")
+
+
+def torch_forms(*, reduction: str) -> dict[str, Callable[[np.ndarray, np.ndarray], Any]]:
+    """F.kl_div in both spellings, eager and compiled: name -> (student, teacher) -> call.
+
+    The call returns (value, gradient by the student's logits); the value is the sum, or one per
+    row with reduction "none".
+    """
     try:
         import torch
         import torch.nn.functional as F
     except ImportError:
         return {}
     torch.set_num_threads(os.cpu_count() or 1)  # as many as XLA takes
-    t = torch.from_numpy(teacher)
-    s = torch.from_numpy(student).requires_grad_()
 
     def log_target(s, t):
         p, q = F.log_softmax(t, -1), F.log_softmax(s, -1)
-        return F.kl_div(q, p, log_target=True, reduction="sum")
+        value = F.kl_div(q, p, log_target=True, reduction=reduction)
+        return value if reduction == "sum" else value.sum(-1)
 
     def prob_target(s, t):
-        return F.kl_div(F.log_softmax(s, -1), F.softmax(t, -1), reduction="sum")
+        value = F.kl_div(F.log_softmax(s, -1), F.softmax(t, -1), reduction=reduction)
+        return value if reduction == "sum" else value.sum(-1)
 
-    def run(loss):
+    def prepared(loss):
+        def prepare(student, teacher):
+            s = torch.tensor(student, requires_grad=True)
+            return partial(run, loss, s, torch.tensor(teacher))
+
+        return prepare
+
+    def run(loss, s, t):
         value = loss(s, t)
-        (gradient,) = torch.autograd.grad(value, s)
+        (gradient,) = torch.autograd.grad(value.sum(), s)
         return value.detach().numpy(), gradient.numpy()
 
-    forms = {"torch log target": log_target, "torch": prob_target}
-    forms["torch.compile"] = torch.compile(log_target)
-    return {name: partial(run, loss) for name, loss in forms.items()}
+    both = [torch.compile(loss, dynamic=False) for loss in (prob_target, log_target)]
+    losses = (prob_target, log_target, *both)
+    return {name: prepared(loss) for name, loss in zip(TORCH, losses, strict=True)}
+
+
+def attempt(name: str, call: Callable[[], Any]) -> Any:
+    """(value, gradient), or the reason why a peer has none."""
+    try:
+        return call()
+    except RuntimeError as problem:  # torch.compile without a C++ compiler, for one
+        if name not in TORCH:
+            raise
+        return f"failed: {type(problem).__name__}"
+
+
+def missing(calls: Mapping[str, Any]) -> dict[str, str]:
+    """The peers that are not installed."""
+    return {name: MISSING for name in TORCH if name not in calls}
 
 
 def logits(shape: tuple[int, ...], distance: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -85,47 +116,49 @@ def logits(shape: tuple[int, ...], distance: float, seed: int = 0) -> tuple[np.n
 def speed(small: bool) -> Row:
     """The must of this file."""
     shape = (2, 4, 300) if small else (4, 512, 32000)
-    rounds = 2 if small else 9
     s, t = logits(shape, 0.5)
     z = jnp.asarray(s), jnp.asarray(t)
     compiled = {
-        name: jax.jit(jax.value_and_grad(f)).lower(*z).compile()
-        for name, f in {"ours": ours, "jnp by hand": by_hand, **optax_forms()}.items()
+        name: jax.jit(jax.value_and_grad(f)).lower(*z).compile() for name, f in FORMS.items()
     }
-    calls = {name: partial(f, *z) for name, f in compiled.items()} | torch_forms(s, t)
-    reference = float(by_hand(*z))
-    for name, call in calls.items():
-        value, gradient = call()
-        assert abs(float(value) / reference - 1) < 1e-4, f"{name}: {value}, expected {reference}"
-        assert np.shape(gradient) == shape
+    calls = {name: partial(f, *z) for name, f in compiled.items()}
+    calls |= {name: prepare(s, t) for name, prepare in torch_forms(reduction="sum").items()}
+    absent = agree(calls, z)
+    calls = {name: call for name, call in calls.items() if name not in absent}
     calls["limit"] = partial(_limit(z), *z)
-    wall, cpu = interleaved(calls, rounds=rounds)
-    limit = wall.pop("limit")
-    mine = wall.pop("ours")
-    expected = ("optax", "optax log targets", "torch", "torch log target", "torch.compile")
-    peers = wall | {name: MISSING for name in expected if name not in wall}
-    best = min((wall[n] for n in expected[:2] if n in wall), default=None)
-    graph = wall.get("torch.compile")
-    sizes = {name: temporaries(f) for name, f in compiled.items()}
-    of_optax = min((size for name, size in sizes.items() if "optax" in name), default=None)
-    return Row(
-        row="dense_kl",
-        variant="forward KL, " + str(list(shape)),
-        ours_ms=mine,
-        peers=peers,
-        ratios={name: mine / ms for name, ms in wall.items()},
-        cpu_ms=cpu,
-        limit_ms=limit,
-        temp_bytes=sizes,
-        rounds=rounds,
-        limits=[
-            Limit("time / best optax form", best and mine / best, 0.65),
-            Limit("time / torch.compile", graph and mine / graph, 1.8),
-            Limit("temporaries / optax", of_optax and sizes["ours"] / of_optax, 0.25),
-            Limit("time / best optax form", best and mine / best, 0.35, must=False),
-            Limit("time / torch.compile", graph and mine / graph, 0.85, must=False),
-        ],
-    )
+    times = interleaved(calls, rounds=2 if small else 11)
+    row = timed("dense_kl", f"forward KL, {list(shape)}", times, absent=absent)
+    row.temp_bytes = {name: temporaries(f) for name, f in compiled.items()}
+    of_optax = max(row.ratios["optax"], row.ratios["optax log targets"])
+    graphs = [row.ratios[n] for n in TORCH if "compile" in n and n in row.ratios]
+    of_graph = max(graphs, default=None)
+    room = min(row.temp_bytes["optax"], row.temp_bytes["optax log targets"])
+    row.limits = [
+        Limit("time / best optax form", of_optax, 0.65),
+        Limit("time / best torch.compile", of_graph, 1.8),
+        Limit("temporaries / optax", row.temp_bytes["ours"] / room, 0.25),
+        Limit("time / best optax form", of_optax, 0.35, must=False),
+        Limit("time / best torch.compile", of_graph, 0.85, must=False),
+    ]
+    return row
+
+
+def agree(calls: Mapping[str, Callable[[], Any]], z: Pair) -> dict[str, str]:
+    """Compares all values and gradients; the peers that are absent, with the reason."""
+    student, teacher = z
+    value = float(by_hand(student, teacher))
+    slope = jax.nn.softmax(student) - jax.nn.softmax(teacher)
+    size = jnp.linalg.norm(slope)
+    absent = missing(calls)
+    for name, call in calls.items():
+        found = attempt(name, call)
+        if isinstance(found, str):
+            absent[name] = found
+            continue
+        off = abs(float(found[0]) / value - 1), float(jnp.linalg.norm(found[1] - slope) / size)
+        if not max(off) < 1e-4:
+            raise ValueError(f"{name}: value and gradient are off by {off}, nothing is timed")
+    return absent
 
 
 def _limit(z: Pair) -> Any:
@@ -141,27 +174,18 @@ def records(small: bool) -> list[Row]:
         g.name: jax.jit(jax.value_and_grad(partial(ours, generator=g))).lower(*z).compile()
         for g in generators.ALL
     }
-    rounds = 2 if small else 5
-    wall, cpu = interleaved({n: partial(f, *z) for n, f in compiled.items()}, rounds=rounds)
-    base = wall["kl"]
-    return [
-        Row(
-            row="dense_kl",
-            variant=f"record {name}",
-            ours_ms=ms,
-            peers={"our kl": base},
-            ratios={"our kl": ms / base},
-            cpu_ms={"ours": cpu[name], "our kl": cpu["kl"]},
-            temp_bytes={"ours": temporaries(compiled[name])},
-            rounds=rounds,
-            limits=[
-                Limit("time / KL", ms / base, 2.5),
-                Limit("time / KL", ms / base, 1.5, must=False),
-            ],
-        )
-        for name, ms in wall.items()
-        if name != "kl"
-    ]
+    calls = {name: partial(f, *z) for name, f in compiled.items()}
+    times = interleaved(calls, rounds=2 if small else 5)
+    return [_against_kl(name, times, compiled) for name in compiled if name != "kl"]
+
+
+def _against_kl(name: str, times: Times, compiled: Mapping[str, Any]) -> Row:
+    pair = Times(*({n: x[n] for n in (name, "kl")} for x in times[:3]), times.rounds)
+    row = timed("dense_kl", f"record {name}", pair, ours=name)
+    row.temp_bytes = {"ours": temporaries(compiled[name]), "kl": temporaries(compiled["kl"])}
+    ratio = row.ratios["kl"]
+    row.limits = [Limit("time / KL", ratio, 2.5), Limit("time / KL", ratio, 1.5, must=False)]
+    return row
 
 
 def exact(student: np.ndarray, teacher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -177,40 +201,25 @@ def exact(student: np.ndarray, teacher: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def near(small: bool) -> list[Row]:
     """Relative error of value and gradient where teacher and student nearly agree."""
+    rowwise = {name: jax.jit(jax.vmap(jax.value_and_grad(f))) for name, f in FORMS.items()}
+    torch_rowwise = torch_forms(reduction="none")
     result = []
-    width = 300 if small else 32000
-    for distance in (1.5e-2, 1.5e-3, 4.5e-5):
-        s, t = logits((8, width), distance, seed=1)
+    for distance, bound in ((1.5e-2, 1e-5), (1.5e-3, 2e-3), (4.5e-5, 2e-3)):
+        s, t = logits((8, 300 if small else 32000), distance, seed=1)
         value, slope = exact(s, t)
-        error = {}
-        for name, f in {"ours": ours, "jnp by hand": by_hand, **optax_forms()}.items():
-            rowwise = jax.jit(jax.vmap(jax.value_and_grad(f)))
-            v, g = rowwise(jnp.asarray(s), jnp.asarray(t))
-            error[name] = _errors(v, g, value, slope)
-        for name, run in torch_rowwise(s, t).items():
-            error[name] = _errors(*run(), value, slope)
-        result.append(
-            Row("dense_kl", f"accuracy at KL {float(value.mean()):.1e}", 0.0, error=error)
-        )
+        calls = {name: partial(f, jnp.asarray(s), jnp.asarray(t)) for name, f in rowwise.items()}
+        calls |= {name: prepare(s, t) for name, prepare in torch_rowwise.items()}
+        errors: dict[str, Any] = dict(missing(calls))
+        for name, call in calls.items():
+            found = attempt(name, call)
+            errors[name] = found if isinstance(found, str) else _errors(*found, value, slope)
+        row = Row("dense_kl", f"accuracy at KL {float(value.mean()):.1e}", error=errors)
+        row.limits = [
+            Limit("relative error of the value", errors["ours"]["value"], bound),
+            Limit("relative error of the gradient", errors["ours"]["gradient"], 2e-3),
+        ]
+        result.append(row)
     return result
-
-
-def torch_rowwise(s: np.ndarray, t: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """F.kl_div per row."""
-    try:
-        import torch
-        import torch.nn.functional as F
-    except ImportError:
-        return {}
-
-    def run():
-        x = torch.from_numpy(s).requires_grad_()
-        p, q = F.log_softmax(torch.from_numpy(t), -1), F.log_softmax(x, -1)
-        value = F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-        return value.detach().numpy(), gradient.numpy()
-
-    return {"torch log target": run}
 
 
 def _errors(v: Any, g: Any, value: np.ndarray, slope: np.ndarray) -> dict[str, float]:

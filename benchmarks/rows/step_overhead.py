@@ -1,6 +1,5 @@
 """make_step against the same step, with the same outputs, written by hand with optax."""
 
-from functools import partial
 from itertools import pairwise
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.harness import Limit, Row, interleaved
+from benchmarks.harness import Limit, Row, interleaved, timed
 from divjax.core import Loss, masked_mean
 from divjax.train import make_step, parallel
 
@@ -73,8 +72,8 @@ class Loop:
         return info
 
 
-def compare(sizes: list[int], rows: int, rounds: int, repeat: int):
-    """Median milliseconds of both, and how often ours was compiled."""
+def compare(sizes: list[int], rows: int, rounds: int, repeat: int) -> tuple[Row, int]:
+    """Times of both, and how often ours was compiled."""
     rng = np.random.default_rng(1)
     batch = {
         "x": jnp.asarray(rng.normal(size=(rows, sizes[0])), jnp.float32),
@@ -92,49 +91,31 @@ def compare(sizes: list[int], rows: int, rounds: int, repeat: int):
         "by hand": Loop(by_hand(tx), hand_state, batch),
     }
     for _ in range(3):
-        a, b = calls["ours"](), calls["by hand"]()
-        np.testing.assert_allclose(a.value, b["value"], rtol=1e-4)
-    wall, cpu = interleaved(calls, rounds=rounds, repeat=repeat)
-    return wall, cpu, update._cache_size()
+        info, expected = calls["ours"](), calls["by hand"]()
+        outputs = {"value": info.value, **info.terms, **info.metrics}
+        assert outputs.keys() == expected.keys()
+        for name, value in outputs.items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-4, err_msg=name)
+    times = interleaved(calls, rounds=rounds, repeat=repeat)
+    variant = "-".join(map(str, sizes)) + f", batch {rows}"
+    return timed("step_overhead", variant, times), update._cache_size()
 
 
 def measure(small: bool) -> list[Row]:
     """A step of several milliseconds, and a tiny one."""
-    large = (
-        partial(compare, [64, 32, 10], 64)
-        if small
-        else partial(compare, [512, 1024, 1024, 10], 512)
-    )
-    wall, cpu, compilations = large(rounds=3 if small else 41, repeat=1 if small else 5)
-    ratio = wall["ours"] / wall["by hand"]
-    result = [
-        Row(
-            row="step_overhead",
-            variant="512-1024-1024-10, batch 512",
-            ours_ms=wall["ours"],
-            peers={"by hand": wall["by hand"]},
-            ratios={"by hand": ratio},
-            cpu_ms=cpu,
-            limits=[
-                Limit("time / by hand", ratio, 1.03),
-                Limit("compilations", compilations, 1),
-            ],
-        )
+    if small:
+        large, compilations = compare([64, 32, 10], 64, rounds=3, repeat=1)
+        tiny, tiny_compilations = compare([64, 12, 10], 128, rounds=5, repeat=10)
+    else:
+        large, compilations = compare([256, 512, 512, 10], 768, rounds=101, repeat=5)
+        tiny, tiny_compilations = compare([64, 12, 10], 128, rounds=101, repeat=200)
+    large.limits = [
+        Limit("time / by hand", large.ratios["by hand"], 1.03),
+        Limit("compilations", compilations, 1),
     ]
-    wall, cpu, compilations = compare([64, 12, 10], 128, 5 if small else 61, 10 if small else 200)
-    extra = (wall["ours"] - wall["by hand"]) * 1e3
-    result.append(
-        Row(
-            row="step_overhead",
-            variant="64-12-10, batch 128",
-            ours_ms=wall["ours"],
-            peers={"by hand": wall["by hand"]},
-            ratios={"by hand": wall["ours"] / wall["by hand"]},
-            cpu_ms=cpu,
-            limits=[
-                Limit("microseconds more than by hand", extra, 30.0),
-                Limit("compilations", compilations, 1),
-            ],
-        )
-    )
-    return result
+    extra = tiny.ours_ms - tiny.peers["by hand"]
+    tiny.limits = [
+        Limit("microseconds more than by hand", extra * 1e3, 30.0),
+        Limit("compilations", tiny_compilations, 1),
+    ]
+    return [large, tiny]

@@ -3,13 +3,19 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from divjax.divergences import generators
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import harness  # noqa: E402
 from benchmarks.rows import dense_kl  # noqa: E402
 
@@ -30,9 +36,35 @@ def test_every_row_is_listed_with_what_it_measures():
 def test_interleaved_takes_turns_and_waits_for_each():
     seen = []
     calls = {name: lambda name=name: seen.append(name) for name in "ab"}
-    wall, cpu = harness.interleaved(calls, rounds=3)
+    times = harness.interleaved(calls, rounds=3)
     assert seen == ["a", "b"] + ["a", "b"] * 3
-    assert set(wall) == set(cpu) == {"a", "b"}
+    assert set(times.wall) == set(times.least) == set(times.cpu) == {"a", "b"}
+
+
+def test_ratios_are_ours_over_the_peer_and_the_limit_is_no_peer():
+    times = harness.Times(
+        {"ours": 2.0, "b": 4.0, "limit": 1.0}, {"ours": 1.0, "b": 3.0}, {"ours": 5.0}, 7
+    )
+    row = harness.timed("row", "variant", times, absent={"c": "missing"})
+    assert (row.ours_ms, row.limit_ms, row.rounds) == (2.0, 1.0, 7)
+    assert row.peers == {"b": 4.0, "c": "missing"}
+    assert row.ratios == {"b": 0.5}
+    assert row.min_ms == {"ours": 1.0, "b": 3.0}
+
+
+@pytest.mark.parametrize(("value", "status"), [(1.0, "pass"), (1.1, "fail"), (None, "open")])
+def test_a_must_and_strict(value, status, monkeypatch, tmp_path, capsys):
+    row = harness.Row("row", "variant", limits=[harness.Limit("ratio", value, 1.0)])
+    assert row.limits[0].status == status
+    monkeypatch.setattr(harness, "measure", lambda name: [row])
+    for arguments, code in ([], 0), (["--strict"], int(status != "pass")):
+        file = tmp_path / "rows.json"
+        monkeypatch.setattr(
+            sys, "argv", ["benchmarks", "dense_kl", "--json", str(file), *arguments]
+        )
+        assert command.main() == code
+        assert json.loads(file.read_text())["rows"][0]["limits"][0]["status"] == status
+        assert status in capsys.readouterr().out
 
 
 def test_a_missing_peer_is_reported_and_its_must_is_open(monkeypatch):
@@ -41,26 +73,47 @@ def test_a_missing_peer_is_reported_and_its_must_is_open(monkeypatch):
     assert row.peers["torch.compile"] == harness.MISSING
     assert "torch.compile" not in row.ratios
     status = {(x.what, x.must): x.status for x in row.limits}
-    assert status["time / torch.compile", True] == "open"
+    assert status["time / best torch.compile", True] == "open"
     assert row.peers["optax"] > 0
     stored = json.loads(json.dumps(harness.as_json([row])))
     assert stored["rows"][0]["peers"]["torch.compile"] == "missing"
-    assert stored["rows"][0]["limits"][0]["status"] in ("holds", "fails")
+    assert stored["rows"][0]["limits"][0]["status"] in ("pass", "fail")
     assert stored["environment"]["versions"]["jax"]
     assert "torch.compile            missing" in harness.show([row])
+
+
+def test_a_peer_that_fails_is_reported_with_the_reason():
+    def broken():
+        raise RuntimeError("no compiler")
+
+    assert dense_kl.attempt("torch.compile", broken) == "failed: RuntimeError"
+    with pytest.raises(RuntimeError, match="no compiler"):
+        dense_kl.attempt("ours", broken)
+
+
+def test_nothing_is_timed_when_a_peer_computes_something_else():
+    z = tuple(map(jnp.asarray, dense_kl.logits((2, 30), 0.5)))
+    other = partial(jax.value_and_grad(lambda s, t: dense_kl.ours(t, s)), *z)
+    with pytest.raises(ValueError, match="optax: value and gradient are off"):
+        dense_kl.agree({"optax": other}, z)
 
 
 @pytest.mark.parametrize("what", ["records", "near"])
 def test_the_other_parts_of_dense_kl(what, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
+    few = (generators.kl, generators.tv, generators.pearson)  # each costs a compilation
+    monkeypatch.setattr(generators, "ALL", few)
     rows = getattr(dense_kl, what)(small=True)
     if what == "near":
         assert rows[0].error["ours"]["value"] < 1e-5 < rows[-1].error["optax"]["value"]
+        assert rows[0].error["torch.compile"] == harness.MISSING
+        assert {x.status for row in rows for x in row.limits} == {"pass"}
     else:
-        assert {"record js", "record pearson"} <= {row.variant for row in rows}
+        assert [row.variant for row in rows] == ["record tv", "record pearson"]
+        assert all(set(row.ratios) == {"kl"} and row.temp_bytes["ours"] > 0 for row in rows)
 
 
 def test_step_overhead_compiles_once():
     rows = harness.measure("step_overhead", small=True)
     for row in rows:
-        assert {x.what: x.status for x in row.limits}["compilations"] == "holds"
+        assert {x.what: x.status for x in row.limits}["compilations"] == "pass"
