@@ -14,7 +14,7 @@ demo: $(VENV)/.lab
 	$(RUN)/divjax run bd_kd --preset demo
 
 test: $(VENV)/.test
-	$(RUN)/python -m pytest $(ARGS)
+	$(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.test
 	$(RUN)/python -m pytest -m slow $(ARGS)
