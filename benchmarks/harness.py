@@ -55,6 +55,7 @@ class Row:
     temp_bytes: Mapping[str, int] = field(default_factory=dict)
     error: Mapping[str, Any] = field(default_factory=dict)
     limits: Sequence[Limit] = ()
+    note: str = ""  # what makes the figures doubtful
     rounds: int = 0
     load: Sequence[float] = field(default_factory=os.getloadavg)  # when the row was finished
 
@@ -145,6 +146,20 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: 
     )
 
 
+def starved(row: Row) -> str:
+    """A note where code that fills all cores did not get them: ratios then mean another machine.
+
+    Peers gain differently from a second core, so a ratio taken on a busy machine may pass or fail
+    where it would not on a quiet one.
+    """
+    peers = {name: ms for name, ms in row.peers.items() if not isinstance(ms, str)}
+    got = max((row.cpu_ms[name] / ms for name, ms in peers.items()), default=0.0)
+    cores = os.cpu_count() or 1
+    if got >= 0.8 * cores:
+        return ""
+    return f"at most {got:.1f} of {cores} cores were had; run again on a quiet machine"
+
+
 def temporaries(compiled: Any) -> int:
     """Bytes of temporary buffers of a compiled jax function: the same on every machine."""
     return int(compiled.memory_analysis().temp_size_in_bytes)
@@ -183,12 +198,14 @@ def _lines(r: Row) -> list[str]:
     least = "" if r.limit_ms is None else f"; this machine's limit about {r.limit_ms:.3g} ms"
     lines = [f"{r.row}: {r.variant} ({r.rounds} rounds, load {load}{least})"]
     if r.ours_ms is not None:
-        heads = ("median ms", "min ms", "cpu ms", "ours/peer", "temp MiB")
+        heads = ("median ms", "min ms", "cpu ms", "cores", "ours/peer", "temp MiB")
         lines.append(" " * 26 + "".join(f"{head:>11}" for head in heads))
         for name, ms in {"ours": r.ours_ms, **r.peers}.items():
             lines.append(
                 f"  {name:24}" + (f" {ms}" if isinstance(ms, str) else _times(r, name, ms))
             )
+    if r.note:
+        lines.append(f"  note: {r.note}")
     for name, error in r.error.items():
         shown = error if isinstance(error, str) else "  ".join(f"{k} {v}" for k, v in error.items())
         lines.append(f"  {name:24} {shown}")
@@ -202,7 +219,9 @@ def _lines(r: Row) -> list[str]:
 def _times(r: Row, name: str, ms: float) -> str:
     size = r.temp_bytes.get(name)
     temporaries = None if size is None else size / 2**20
-    columns = (ms, r.min_ms.get(name), r.cpu_ms.get(name), r.ratios.get(name), temporaries)
+    cpu = r.cpu_ms.get(name)
+    cores = None if cpu is None else cpu / ms  # far below the machine's: others were running too
+    columns = (ms, r.min_ms.get(name), cpu, cores, r.ratios.get(name), temporaries)
     return "".join(f"{'' if x is None else f'{x:.4g}':>11}" for x in columns)
 
 

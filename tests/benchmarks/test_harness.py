@@ -52,6 +52,14 @@ def test_ratios_are_ours_over_the_peer_and_the_limit_is_no_peer():
     assert row.min_ms == {"ours": 1.0, "b": 3.0}
 
 
+@pytest.mark.parametrize(("cpu", "noted"), [(8.0, False), (4.0, True)])
+def test_a_run_that_did_not_get_the_cores_says_so(cpu, noted, monkeypatch):
+    monkeypatch.setattr(harness.os, "cpu_count", lambda: 2)
+    row = harness.Row("row", "v", 2.0, peers={"b": 4.0, "c": "missing"}, cpu_ms={"b": cpu})
+    row.note = harness.starved(row)
+    assert ("1.0 of 2 cores" in row.note) == noted == ("note: " in harness.show([row]))
+
+
 @pytest.mark.parametrize(("value", "status"), [(1.0, "pass"), (1.1, "fail"), (None, "open")])
 def test_a_must_and_strict(value, status, monkeypatch, tmp_path, capsys):
     row = harness.Row("row", "variant", limits=[harness.Limit("ratio", value, 1.0)])
