@@ -191,7 +191,11 @@ def load_file(file: Path) -> Experiment:
         raise LabError(f"{file}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their annotations up here
-    spec.loader.exec_module(module)
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:  # bytecode is kept by the second: a file edited twice within one would run as it was
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = written
     experiment = vars(module)["EXPERIMENT"]
     if not isinstance(experiment, Experiment) or experiment.name != file.stem:
         raise LabError(f"{file}: EXPERIMENT must be an Experiment named '{file.stem}'")

@@ -33,7 +33,12 @@ def reference(experiments, tmp_path_factory):
 
 def start(experiments, folder, *arguments):
     environment = {**os.environ, "DIVJAX_EXPERIMENTS": str(experiments), "TOY_SAVE_STEPS": "4"}
-    command = [sys.executable, "-m", "divjax", *RUN, *arguments]
+    # A test run in the background of a shell ignores ctrl-C, and so would its children.
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('divjax', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", code, *RUN, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True
