@@ -261,9 +261,17 @@ def test_only_the_lab_prints():
     assert {path for path in users("print") if not path.startswith("lab/")} == set()
 
 
+def test_nothing_is_imported_by_a_computed_name():
+    """The edges above are read from import statements, so there must be no other way in."""
+    assert users("import_module", "__import__") == set()
+    assert users("spec_from_file_location") == {"lab/experiment.py"}  # experiments are files
+
+
 def test_nothing_is_seeded_or_global():
     assert users("PRNGKey", "default_rng", "RandomState") == set()
     for path, tree in sources().items():
+        calls = [ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+        assert not any(call.endswith("random.key") for call in calls), path
         assert not any(isinstance(node, ast.Global) for node in ast.walk(tree)), path
 
 

@@ -168,6 +168,21 @@ def test_what_is_exported_gives_the_numbers_of_the_function():
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("rows", [2048, 2049], ids=["whole blocks", "a rest"])
+@pytest.mark.parametrize("divergence", ENTRANCES, ids=lambda fn: fn.__name__)
+def test_large_arrays_go_block_by_block(divergence, rows):
+    """The cases above are one block; shapes alone are traced, so the size costs nothing."""
+    logits, where = (jax.ShapeDtypeStruct((rows, 512), t) for t in (jnp.float32, jnp.bool_))
+
+    def fn(p, q, mask):
+        return divergence(p, q, generators.kl, where=mask)
+
+    made = exported(with_gradient(fn), logits, logits, where)
+    assert set(made.platforms) == set(PLATFORMS)
+    assert "stablehlo.while" in made.mlir_module()
+    assert "callback" not in made.mlir_module()
+
+
 def test_python_inside_would_be_noticed():
     def fn(x):
         return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
