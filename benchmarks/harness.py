@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 MISSING = "missing"
+_VARIABLES = ("OPENBLAS_", "OMP_", "MKL_", "XLA_FLAGS", "GLIBC_TUNABLES")  # they change times
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -117,13 +118,17 @@ def measure(name: str, *, small: bool = False) -> list[Row]:
     return rows
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: int = 1) -> Times:
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: int = 1, settle: float = 0.0
+) -> Times:
     """Wall and processor milliseconds of each call, taken in turn: A B C A B C ...
 
     Args:
         calls: name -> function; its result is waited for and then dropped.
         rounds: how often each is timed, after one untimed call.
         repeat: calls per timing, for what takes microseconds.
+        settle: seconds of rest before each timing. A call with large temporaries is ready before
+            they are unmapped; without a rest the next one in turn pays for that.
     """
     wall: dict[str, list[float]] = {name: [] for name in calls}
     processor: dict[str, list[float]] = {name: [] for name in calls}
@@ -131,6 +136,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: 
         jax.block_until_ready(call())
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(settle)
             begin, begin_cpu = time.perf_counter(), time.process_time()
             for _ in range(repeat):
                 result = call()
@@ -184,6 +190,7 @@ def environment() -> dict[str, Any]:
         "processor": model,
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
         "device": jax.devices()[0].device_kind,
     }
 

@@ -41,6 +41,29 @@ def test_interleaved_takes_turns_and_waits_for_each():
     assert set(times.wall) == set(times.least) == set(times.cpu) == {"a", "b"}
 
 
+def test_interleaved_rests_before_each_timing(monkeypatch):
+    seen = []
+    monkeypatch.setattr(harness.time, "sleep", seen.append)
+    calls = {name: lambda name=name: seen.append(name) for name in "ab"}
+    harness.interleaved(calls, rounds=2, settle=0.5)
+    assert seen == ["a", "b"] + [0.5, "a", 0.5, "b"] * 2
+
+
+def test_variables_that_change_times_are_stored(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("UNRELATED", "1")
+    stored = harness.environment()["variables"]
+    assert stored["OPENBLAS_CORETYPE"] == "Haswell"
+    assert "UNRELATED" not in stored
+
+
+def test_temporaries_of_rows_that_are_no_power_of_two():
+    row = dense_kl.uneven(small=True)
+    assert row.temp_bytes["ours"] > 0
+    assert row.limits[0].what == "temporaries / optax"
+    assert "temporaries, [2, 3, 300]" in harness.show([row])
+
+
 def test_ratios_are_ours_over_the_peer_and_the_limit_is_no_peer():
     times = harness.Times(
         {"ours": 2.0, "b": 4.0, "limit": 1.0}, {"ours": 1.0, "b": 3.0}, {"ours": 5.0}, 7
