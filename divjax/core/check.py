@@ -101,7 +101,9 @@ def not_probabilities(name: str, x: Array, axis: int, *, caller: str, remedy: st
     )
     if hidden or x.size == 0:
         return
-    row = np.asarray(x[tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))])
+    first = tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))
+    with jax.ensure_compile_time_eval():  # inside a jit, indexing a constant would be traced
+        row = np.asarray(x[first])
     row = row.astype(np.float64)
     looks = (row >= 0).all() and ((row > 0) & (row < 1)).any() and abs(row.sum() - 1) < 1e-3
     require(not looks, caller, f"{name} must not be probabilities", x, remedy)

@@ -21,7 +21,8 @@ def map_rows(fn: RowFn, arrays: Sequence[Array], *, block: int) -> tuple[Array, 
     Args:
         fn: maps arrays [b, ...] to a tuple of arrays [b, ...], row by row.
         arrays: each [N, ...].
-        block: rows per call; the last call may take fewer.
+        block: rows per call at most; fewer, down to an eighth, where that divides N. Else the
+            last call takes what is left over, and the result is copied once.
 
     Returns:
         What fn(*arrays) returns, each [N, ...].
@@ -34,6 +35,9 @@ def map_rows(fn: RowFn, arrays: Sequence[Array], *, block: int) -> tuple[Array, 
         [1.0, 5.0, 9.0]
     """
     rows = arrays[0].shape[0]
+    if rows >= 2 * block:  # joining what is left over would double the result
+        sizes = range(max(1, block // 8), block + 1)
+        block = max((size for size in sizes if rows % size == 0), default=block)
     count = rows // block  # blocks of `block` rows; what is left over makes one call of its own
     if count < 2:
         return fn(*arrays)

@@ -29,3 +29,13 @@ def test_strided_blocks_of_sharded_rows_gather_nothing():
     assert "while" in text
     assert "all-gather" not in text
     np.testing.assert_array_equal(fn(x)[0], 2.0)
+
+
+def test_uneven_rows_cost_no_second_copy_of_the_result():
+    shape = (510, 700)  # 510 is no multiple of 64, but of 51
+    fn = jax.jit(lambda x: map_rows(double_and_sum, [x, x], block=64))
+    compiled = fn.lower(jax.ShapeDtypeStruct(shape, jnp.float32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 510 * 700
+    x = jnp.arange(510.0 * 700).reshape(shape)
+    for a, b in zip(fn(x), double_and_sum(x, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
