@@ -6,8 +6,11 @@ from divjax.losses.distill import (
     balanced_kd,
     entropy_balance,
     forward_kl,
+    pld,
+    pld_ranks,
     temperature_kd,
 )
+from divjax.losses.sinkd import sinkd, sinkd_debiased
 
 __all__ = [
     "Balance",
@@ -15,5 +18,9 @@ __all__ = [
     "balanced_kd",
     "entropy_balance",
     "forward_kl",
+    "pld",
+    "pld_ranks",
+    "sinkd",
+    "sinkd_debiased",
     "temperature_kd",
 ]

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from divjax.core import Array, Mean, check, masked_mean, mul_exp
-from divjax.divergences import f_divergence_from_logits, generators
+from divjax.divergences import f_divergence_from_logits, generators, plackett_luce, ranking
+from divjax.losses._logits import alive, check_logits, fixed, soften
 
 FromLogits = Callable[[Array, Array], Array]
 """(logits_p [*E, K], logits_q [*E, K]) -> [*E]."""
@@ -73,9 +74,9 @@ def temperature_kd(
         >>> print(f"{kd.value:.4f}")
         0.2219
     """
-    _check("temperature_kd", student_logits, teacher_logits, mask, temperature=temperature)
-    student, teacher = _alive(student_logits, mask), _fixed(_alive(teacher_logits, mask))
-    terms = divergence(_soften(teacher, temperature), _soften(student, temperature))
+    check_logits("temperature_kd", student_logits, teacher_logits, mask, temperature=temperature)
+    student, teacher = alive(student_logits, mask), fixed(alive(teacher_logits, mask))
+    terms = divergence(soften(teacher, temperature), soften(student, temperature))
     return masked_mean(temperature**power * terms, mask)
 
 
@@ -126,13 +127,13 @@ def entropy_balance(
         >>> [float(w[0]) for w in entropy_balance(sharp, flat)]
         [2.0, 1.0]
     """
-    _check("entropy_balance", student_logits, teacher_logits, None, temperature=temperature)
+    check_logits("entropy_balance", student_logits, teacher_logits, None, temperature=temperature)
     ok = isinstance(delta, int | float) and 1 <= delta < float("inf")
     check.require(ok, "entropy_balance", "delta must be a number >= 1", delta, "delta=2.0")
     student, teacher = (_entropy(z, temperature) for z in (student_logits, teacher_logits))
     forward = jnp.where(teacher > student, delta, 1.0)
     reverse = jnp.where(student > teacher, delta, 1.0)
-    return Balance(_fixed(forward), _fixed(reverse))
+    return Balance(fixed(forward), fixed(reverse))
 
 
 def balanced_kd(
@@ -179,39 +180,112 @@ def balanced_kd(
         >>> print(f"{balanced_kd(student, teacher).value:.5f}")
         1.49217
     """
-    _check("balanced_kd", student_logits, teacher_logits, mask, temperature=temperature)
-    student, teacher = _alive(student_logits, mask), _fixed(_alive(teacher_logits, mask))
+    check_logits("balanced_kd", student_logits, teacher_logits, mask, temperature=temperature)
+    student, teacher = alive(student_logits, mask), fixed(alive(teacher_logits, mask))
     weight = entropy_balance(student, teacher, delta=delta, temperature=entropy_temperature)
-    p, q = _soften(teacher, temperature), _soften(student, temperature)
+    p, q = soften(teacher, temperature), soften(student, temperature)
     terms = weight.forward * forward_kl(p, q) + weight.reverse * forward_kl(q, p)
     return masked_mean(temperature**2 * terms, mask)
 
 
-_fixed = jax.lax.stop_gradient
+def pld(
+    student_logits: Array,
+    teacher_logits: Array,
+    labels: Array | None = None,
+    *,
+    temperature: float = 1.0,
+    weights: Array | None = None,
+    mask: Array | None = None,
+) -> Mean:
+    """PLD: the teacher's ranking of the classes, the label put first, under Plackett-Luce.
+
+        sum_k w_k (log sum_{l not before k} e^{s_l} - s_k),    w = softmax(teacher / temperature)
+
+    It has no finite minimum and does not match probabilities: at student = teacher the gradient is
+    not zero. A label that the teacher finds improbable gets a small weight, as the paper has it.
+
+    Args:
+        student_logits: [*E, K].
+        teacher_logits: [*E, K]; equal ones keep the order of the classes. No gradient.
+        labels: [*E] int, the class that goes first; None ranks by the teacher alone.
+        temperature: of the weights only, > 0.
+        weights: [*E, K] of the classes in place of the softmax, no gradient. With r =
+            `pld_ranks(teacher_logits, labels)`: one-hot labels are cross-entropy, 1 / K is ListMLE,
+            2.0 ** (K - 1 - r) - 1 its position-aware form, softmax * (r < k) a list of the k best.
+        mask: bool [*E]; rows that are False may hold anything.
+
+    Returns:
+        Mean of [] total and [] weight. NaN where a label that counts is no class.
+
+    Raises:
+        ValueError: shapes or mask do not match, labels are no integers, the temperature is not > 0.
+
+    References:
+        Bassam, Zhu and Bian, arXiv 2506.12542.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.losses import pld
+        >>> student = jnp.array([[0.5, 0.2, -0.3, 0.1]])
+        >>> teacher = jnp.array([[2.0, 1.0, 0.0, -1.0]])
+        >>> print(f"{pld(student, teacher, jnp.array([1])).value:.6f}")
+        0.883330
+    """
+    check_logits("pld", student_logits, teacher_logits, mask, temperature=temperature)
+    student, teacher = alive(student_logits, mask), fixed(alive(teacher_logits, mask))
+    ranks = pld_ranks(teacher, labels)
+    if weights is None:
+        weights = jax.nn.softmax(soften(teacher, temperature))
+    else:
+        check.same_shape(("student_logits", "weights"), (student, weights), caller="pld")
+        weights = fixed(alive(weights, mask))
+    counted = weights > 0  # a padded class (-inf) is in no risk set and is never chosen
+    steps = plackett_luce(student, ranks, events=counted)
+    terms = jnp.sum(jnp.where(counted, weights, 0.0) * steps, axis=-1)
+    if labels is not None:
+        known = (labels >= 0) & (labels < student.shape[-1])
+        terms = jnp.where(known, terms, jnp.nan)
+    return masked_mean(terms, mask)
 
 
-def _alive(logits: Array, mask: Array | None) -> Array:
-    """Masked rows become constant logits before anything is computed from them."""
-    return logits if mask is None else jnp.where(mask[..., None], logits, 0.0)
+def pld_ranks(teacher_logits: Array, labels: Array | None = None) -> Array:
+    """The place of each class: the label first, the others by descending teacher logit.
 
+    Args:
+        teacher_logits: [*E, K].
+        labels: [*E] int or None.
 
-def _soften(logits: Array, temperature: float) -> Array:
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+    Returns:
+        [*E, K] int32, 0 is first.
+
+    Raises:
+        ValueError: labels are no integers [*E].
+
+    References:
+        Bassam, Zhu and Bian, arXiv 2506.12542.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.losses import pld_ranks
+        >>> pld_ranks(jnp.array([2.0, 1.0, 0.0]), jnp.array(2)).tolist()
+        [1, 2, 0]
+    """
+    check.floating("teacher_logits", teacher_logits, caller="pld")
+    if labels is None:
+        return ranking.positions(-fixed(teacher_logits))
+    shape = teacher_logits.shape[:-1]
+    check.require(
+        jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer) and jnp.shape(labels) == shape,
+        "pld",
+        f"labels must be int {list(shape)}",
+        labels,
+        "pass one class per row",
+    )
+    is_label = jnp.arange(teacher_logits.shape[-1]) == jnp.asarray(labels)[..., None]
+    return ranking.positions(jnp.where(is_label, -jnp.inf, -fixed(teacher_logits)))
 
 
 def _entropy(logits: Array, temperature: float) -> Array:
     """[*E] entropy of softmax(logits / temperature), with -inf logits as probability 0."""
-    log_p = jax.nn.log_softmax(_fixed(_soften(logits, temperature)))
+    log_p = jax.nn.log_softmax(fixed(soften(logits, temperature)))
     return jnp.sum(mul_exp(-log_p, log_p), axis=-1)
-
-
-def _check(
-    caller: str, student: Array, teacher: Array, mask: Array | None, *, temperature: float
-) -> None:
-    for name, x in (("student_logits", student), ("teacher_logits", teacher)):
-        check.floating(name, x, caller=caller)
-        check.rank_at_least(name, x, 1, caller=caller)
-    check.same_shape(("student_logits", "teacher_logits"), (student, teacher), caller=caller)
-    check.require(student.size > 0, caller, "the batch must not be empty", student, "skip it")
-    check.boolean_mask("mask", mask, student.shape[:-1], caller=caller)
-    check.positive("temperature", temperature, caller=caller)

@@ -26,6 +26,7 @@ WHERE = jnp.ones((4, 3), bool)
 LABELS = jnp.array([0, 1, 2, 0])
 CONTEXT = core.Context(jax.random.key(0), jnp.int32(0), jnp.arange(4))
 ENTRANCES = (divergences.f_divergence, divergences.f_divergence_from_logits)
+SOLVERS = (divergences.transport.unrolled(20), divergences.transport.converged())
 MEAN = core.Mean(jnp.float32(6.0), jnp.float32(4.0))
 
 
@@ -92,6 +93,24 @@ CASES = {
         )
     },
     "estimators.with_gradient": (estimators.with_gradient, X, X),
+    "divergences.plackett_luce": (
+        lambda s, r, w: divergences.plackett_luce(s, r, where=w), P, Q, WHERE),
+    "divergences.squared_euclidean": (divergences.squared_euclidean, P, Q),
+    "divergences.manhattan": (divergences.manhattan, P, Q),
+    "divergences.wasserstein_1d": (partial(divergences.wasserstein_1d, power=2.0), P, Q),
+    "divergences.sliced_wasserstein": (
+        lambda x, y: divergences.sliced_wasserstein(jax.random.key(0), x, y), P, Q),
+    "divergences.sinkhorn": (
+        lambda cost, a: [divergences.sinkhorn(cost, a, epsilon=0.1, solver=s) for s in SOLVERS],
+        P, jax.nn.log_softmax(X)),
+    "divergences.sinkhorn_divergence": (
+        lambda x, y: [
+            divergences.sinkhorn_divergence(x, y, epsilon=0.1, solver=s) for s in SOLVERS],
+        P, Q),
+    "losses.pld": (lambda s, t: losses.pld(s, t, LABELS), P, Q),
+    "losses.pld_ranks": (lambda t: losses.pld_ranks(t, LABELS), P),
+    "losses.sinkd": (losses.sinkd, P, Q),
+    "losses.sinkd_debiased": (losses.sinkd_debiased, P, Q),
     "losses.balanced_kd": (partial(losses.balanced_kd, temperature=2.0), P, Q),
     "losses.entropy_balance": (losses.entropy_balance, P, Q),
     "losses.forward_kl": (losses.forward_kl, P, Q),
@@ -106,7 +125,8 @@ CASES = {
 # Not functions of arrays, or no function at all.
 NOTHING_TO_EXPORT = {
     "core.Array", "core.Batch", "core.Context", "core.Divergence", "core.Estimate", "core.GradFn",
-    "core.Objective", "core.PyTree", "core.Scalar", "divergences.generators", "losses.Balance",
+    "core.Objective", "core.PyTree", "core.Scalar", "divergences.generators",
+    "divergences.ranking", "divergences.transport", "losses.Balance",
     "losses.FromLogits", "measure.Calibration",
 }  # fmt: skip
 
