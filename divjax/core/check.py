@@ -11,10 +11,11 @@ from divjax.core.types import Array
 
 
 def describe(x: Any) -> str:
-    """'float32 [4, 10]' for an array, the repr for anything else."""
+    """'float32 [4, 10]' for an array, the repr (cut) for anything else, text as it is."""
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         return f"{x.dtype} {list(x.shape)}"
-    return repr(x)
+    text = x if isinstance(x, str) and " " in x else repr(x)
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def require(condition: bool, where: str, expected: str, got: Any, remedy: str) -> None:
@@ -64,21 +65,33 @@ def boolean_mask(name: str, mask: Array | None, shape: Sequence[int], *, caller:
     if mask is None:
         return
     expected = f"{name} must be bool {list(shape)}"
-    floats = hasattr(mask, "dtype") and mask.dtype != jnp.bool_
-    trailing = hasattr(mask, "shape") and tuple(mask.shape) == (*shape, 1)
-    index = "[..., 0]" if trailing else ""
-    positive = " > 0" if floats else ""
-    require(
-        hasattr(mask, "dtype") and mask.dtype == jnp.bool_ and tuple(mask.shape) == tuple(shape),
-        caller,
-        expected,
-        mask,
-        f"pass {name}{index}{positive}" if trailing or floats else f"broadcast {name} first",
-    )
+    if not (hasattr(mask, "dtype") and hasattr(mask, "shape")):
+        require(False, caller, expected, mask, f"pass jnp.asarray({name}, bool)")
+    floats, trailing = mask.dtype != jnp.bool_, tuple(mask.shape) == (*shape, 1)
+    missing = len(shape) - mask.ndim
+    as_bool = f"({name} > 0)" if floats else name
+    remedy = f"pass {as_bool}" if floats else f"broadcast {name} first"
+    if trailing:
+        remedy = f"pass {name}[..., 0]" + (" > 0" if floats else "")
+    elif missing > 0 and tuple(mask.shape) == tuple(shape[: mask.ndim]):
+        remedy = f"pass jnp.broadcast_to({as_bool}[...{', None' * missing}], {tuple(shape)})"
+    require(not floats and tuple(mask.shape) == tuple(shape), caller, expected, mask, remedy)
 
 
-def positive(name: str, value: float, *, caller: str) -> None:
-    """A static hyper-parameter is a finite number above 0."""
+def broadcastable_mask(name: str, mask: Array | None, shape: Sequence[int], *, caller: str) -> None:
+    """As `boolean_mask`, but an axis may be 1; none is added in silence (a [B] mask along T)."""
+    fits = hasattr(mask, "dtype") and hasattr(mask, "shape") and len(mask.shape) == len(shape)
+    fits = fits and all(m in (1, v) for m, v in zip(mask.shape, shape, strict=True))
+    if not fits or mask.dtype != jnp.bool_:
+        boolean_mask(name, mask, shape, caller=caller)
+
+
+def positive(name: str, value: float | Array, *, caller: str) -> None:
+    """A hyper-parameter is a finite number above 0; of a scalar array under a trace, trusted."""
+    if isinstance(value, jax.core.Tracer) and value.shape == ():
+        return
+    if isinstance(value, jax.Array | np.ndarray) and value.shape == ():
+        value = float(value)
     ok = isinstance(value, int | float | np.number) and 0 < float(value) < float("inf")
     require(ok, caller, f"{name} must be a finite number > 0", value, f"for example {name}=1.0")
 
@@ -96,14 +109,36 @@ def not_probabilities(name: str, x: Array, axis: int, *, caller: str, remedy: st
 
     Only the first row is looked at: all entries in [0, 1], not all 0 or 1, with sum 1.
     """
+    row = _first_row(x, axis)
+    if row is None:
+        return
+    looks = (row >= 0).all() and ((row > 0) & (row < 1)).any() and abs(row.sum() - 1) < 1e-3
+    looks = looks and row.min() < row.max()  # a constant row is the same law either way
+    require(not looks, caller, f"{name} must not be probabilities", x, remedy)
+
+
+def not_logits(name: str, x: Array, axis: int, *, caller: str) -> None:
+    """Refuses log-probabilities above 0, where values can be seen; the first row is looked at."""
+    row = _first_row(x, axis)
+    if row is None:
+        return
+    largest = float(np.max(row, initial=-np.inf, where=~np.isnan(row)))
+    require(
+        largest <= 0.01,
+        caller,
+        f"{name} must be log-probabilities, at most 0",
+        f"an entry of {largest:.3g}",
+        "of logits take f_divergence_from_logits, or jax.nn.log_softmax first",
+    )
+
+
+def _first_row(x: Array, axis: int) -> np.ndarray | None:
+    """The first row in float64, or None where values cannot be seen or there are none."""
     hidden = isinstance(x, jax.core.Tracer) or (
         isinstance(x, jax.Array) and not x.is_fully_addressable
     )
     if hidden or x.size == 0:
-        return
+        return None
     first = tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))
     with jax.ensure_compile_time_eval():  # inside a jit, indexing a constant would be traced
-        row = np.asarray(x[first])
-    row = row.astype(np.float64)
-    looks = (row >= 0).all() and ((row > 0) & (row < 1)).any() and abs(row.sum() - 1) < 1e-3
-    require(not looks, caller, f"{name} must not be probabilities", x, remedy)
+        return np.asarray(x[first]).astype(np.float64)

@@ -11,20 +11,28 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from divjax.core import check
 from divjax.core.types import Array, Context, Mean, PyTree
 
 
 def masked_sum(values: Array, mask: Array | None = None, *, axis: int | None = None) -> Array:
     """sum_i mask_i values_i, where a masked value may be NaN and gets gradient zero.
 
+    What made a masked value NaN may still turn that zero into NaN on the way back (0 * inf): mask
+    what the values are computed from, too (`where=`, `mask=`).
+
     Args:
         values: [*S].
-        mask: bool, broadcastable to [*S]; True counts. None counts all.
+        mask: bool [*S], with 1 for axes it does not depend on; True counts. None counts all.
         axis: the axis to sum over; None sums all.
 
     Returns:
         [] or [*S without axis], in float32 at least.
+
+    Raises:
+        ValueError: the mask is not bool, or has another rank than values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,21 +40,32 @@ def masked_sum(values: Array, mask: Array | None = None, *, axis: int | None = N
         >>> float(masked_sum(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
         1.0
     """
+    _check_mask("masked_sum", values, mask)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if mask is not None:
         values = jnp.where(mask, values, 0.0)
     return jnp.sum(values, axis=axis)
 
 
+def _check_mask(caller: str, values: Array, mask: Array | None) -> None:
+    array = isinstance(values, jax.Array | np.ndarray)
+    check.require(array, caller, "values must be an array", values, "pass jnp.asarray(values)")
+    check.broadcastable_mask("mask", mask, values.shape, caller=caller)
+
+
 def masked_mean(values: Array, mask: Array | None = None) -> Mean:
     """The mean of the unmasked values as an undivided `Mean`.
 
     Args:
-        values: [*S], may hold NaN where masked.
-        mask: bool, broadcastable to [*S]; True counts. None counts all.
+        values: [*S], may hold NaN where masked; see `masked_sum` for its gradient.
+        mask: bool [*S], with 1 for axes it does not depend on; True counts. None counts all. Of
+            weights w instead of a mask, write Mean(jnp.sum(w * values), jnp.sum(w)).
 
     Returns:
         Mean with total [] and weight [] = the number of True.
+
+    Raises:
+        ValueError: the mask is not bool, or has another rank than values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,6 +74,7 @@ def masked_mean(values: Array, mask: Array | None = None) -> Mean:
         >>> float(mean.value)
         2.0
     """
+    _check_mask("masked_mean", values, mask)
     weight = (
         jnp.asarray(values.size)
         if mask is None

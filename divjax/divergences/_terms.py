@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from divjax.core import Array
+from divjax.core import Array, check
 from divjax.divergences.generators import Generator, reverse
 
 _ORDER = 4  # Taylor terms kept: u^2 ... u^5
@@ -44,6 +44,7 @@ def _left(g: Generator, dtype: Any) -> _Side:
     F = f(e^u) solves F'' - F' = h with h = t^2 f'' = exp(log_pull) and F(0) = F'(0) = 0, so the
     Taylor coefficients of h give those of F.
     """
+    _check_record(g)
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
 
         def pull(u: Array) -> Array:
@@ -65,6 +66,34 @@ def _left(g: Generator, dtype: Any) -> _Side:
     last = abs(c[_ORDER + 2]) / c[2]
     radius = min(0.25, (tolerance / last) ** (1 / _ORDER)) if last > 0 else 0.25
     return _Side(tuple(c[2 : _ORDER + 2]), radius, growth)
+
+
+def _check_record(g: Generator) -> None:
+    """The functions of a record belong together and are in the gauge f(1) = f'(1) = 0.
+
+    Of another gauge (t log t for KL) values would be right far from p = q and wrong near it.
+    """
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        u = jnp.array([0.0, -0.7, 0.6])
+        f, from_p, slope_p, slope_q = (c(u) for c in (g.under_q, g.under_p, g.slope_p, g.slope_q))
+        slope = jax.jvp(g.slope_p, (u,), (jnp.ones_like(u),))[1][1:]
+        rules = {
+            "under_q(0) = f(1) must be 0": f[0],
+            "slope_p(0) = f'(1) must be 0": slope_p[0],
+            "under_p(u) must be exp(-u) under_q(u)": (from_p - jnp.exp(-u) * f)[1:],
+            "slope_q(u) must be under_q(u) - exp(u) slope_p(u)": slope_q - f + jnp.exp(u) * slope_p,
+            "log_pull(u) must be u + log slope_p'(u)": (jnp.exp(g.log_pull(u) - u))[1:] - slope,
+        }
+        size = 1.0 + float(jnp.abs(jnp.stack([f, slope_p, slope_q])).max())
+        for rule, error in rules.items():
+            off = float(jnp.abs(error).max())
+            check.require(
+                off <= 1e-4 * size,
+                f"Generator {g.name!r}",
+                f"{rule} (gauge f(1) = f'(1) = 0; u = log p/q)",
+                f"a difference of {off:.3g}",
+                "add c (t - 1) to f, and write all five functions for that f",
+            )
 
 
 def _horner(coefficients: tuple[float, ...], u: Array) -> Array:

@@ -233,18 +233,35 @@ def prepare(
         check.floating(name, x, caller=caller)
         check.rank_at_least(name, x, 1, caller=caller)
     check.same_shape(names, (p, q), caller=caller)
-    check.boolean_mask("where", where, p.shape, caller=caller)
+    check.broadcastable_mask("where", where, p.shape, caller=caller)
     check.require(
-        -p.ndim <= axis < p.ndim, caller, f"axis must be in [-{p.ndim}, {p.ndim})", axis, "see axis"
+        isinstance(axis, int) and -p.ndim <= axis < p.ndim,
+        caller,
+        f"axis must be one integer in [-{p.ndim}, {p.ndim})",
+        axis,
+        "pass -1 for the last axis, and reshape where several form the support",
     )
+    check.require(p.shape[axis] > 0, caller, f"{names[0]} must have a support", p, "skip it")
     for name, x in zip(names, (p, q), strict=True):
         remedy = f"pass jnp.log({name})"
         check.not_probabilities(name, x, axis, caller=caller, remedy=remedy)
+        if name.startswith("log_"):
+            check.not_logits(name, x, axis, caller=caller)
     dtype = jnp.promote_types(jnp.promote_types(p.dtype, q.dtype), jnp.float32)
     p, q = p.astype(dtype), q.astype(dtype)
     if where is not None:
         p, q = jnp.where(where, p, -jnp.inf), jnp.where(where, q, -jnp.inf)
     return jnp.moveaxis(p, axis, -1), jnp.moveaxis(q, axis, -1)
+
+
+def _check_generator(caller: str, generator: Generator) -> None:
+    check.require(
+        isinstance(generator, Generator),
+        caller,
+        "generator must be a Generator",
+        generator,
+        "pass a record such as generators.kl, or call its factory: generators.js(0.5)",
+    )
 
 
 def f_divergence(
@@ -265,7 +282,7 @@ def f_divergence(
         log_q: [*E, K] log-probabilities of the second law.
         generator: the record of the divergence, for example `generators.kl`.
         axis: the axis of the support.
-        where: bool [*E, K]; entries that are False may hold NaN and count for nothing.
+        where: bool [*E, K] or [*E, 1]; entries that are False may hold NaN and count for nothing.
         max_log_ratio: None gives the truth, +inf where it is +inf. A number gives the finite
             surrogate of `generators.linear_tails`.
 
@@ -286,6 +303,7 @@ def f_divergence(
         >>> print(f"{f_divergence(p, q, generators.kl):.6f}")
         0.223805
     """
+    _check_generator("f_divergence", generator)
     a, b = prepare("f_divergence", ("log_p", "log_q"), log_p, log_q, axis, where)
     return _of_log_probs(_bounded(generator, max_log_ratio), a, b)
 
@@ -309,7 +327,7 @@ def f_divergence_from_logits(
         logits_q: [*E, K].
         generator: the record of the divergence.
         axis: the axis of the support.
-        where: bool [*E, K]; entries that are False may hold NaN and count for nothing.
+        where: bool [*E, K] or [*E, 1]; entries that are False may hold NaN and count for nothing.
         max_log_ratio: as in `f_divergence`.
 
     Returns:
@@ -330,6 +348,7 @@ def f_divergence_from_logits(
         >>> print(f"{value:.4f}", [f"{g:.4f}" for g in gradient])
         0.1683 ['-0.2583', '0.2583', '0.0000']
     """
+    _check_generator("f_divergence_from_logits", generator)
     a, b = prepare(
         "f_divergence_from_logits", ("logits_p", "logits_q"), logits_p, logits_q, axis, where
     )

@@ -333,7 +333,7 @@ def alpha(order: float) -> Generator:
         (2.0, 2.0)
     """
     check.require(
-        isinstance(order, int | float) and abs(order) < inf,
+        isinstance(order, int | float | np.number) and abs(order) < inf,
         "alpha",
         "order must be a finite number",
         order,

@@ -4,6 +4,7 @@ from math import inf
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from divjax.core import Array, check
 from divjax.divergences import generators
@@ -84,7 +85,7 @@ def renyi_from_logits(
 
 
 def _check_order(order: float, caller: str) -> None:
-    ok = isinstance(order, int | float) and order >= 0
+    ok = isinstance(order, int | float | np.number) and order >= 0
     check.require(ok, caller, "order must be a number >= 0", order, "for example order=0.5")
 
 

@@ -18,16 +18,18 @@ from divjax.divergences.generators import Generator
 
 
 def _log_ratio(log_p: Array, log_q: Array, mask: Array | None, caller: str) -> Array:
-    """log p - log q in float32 at least; 0 where masked, before anything is exponentiated."""
+    """log p - log q in float32 at least; 0 where masked or impossible under both laws."""
     for name, x in (("log_p", log_p), ("log_q", log_q)):
         check.floating(name, x, caller=caller)
     check.same_shape(("log_p", "log_q"), (log_p, log_q), caller=caller)
     check.boolean_mask("mask", mask, log_p.shape, caller=caller)
     dtype = jnp.promote_types(jnp.promote_types(log_p.dtype, log_q.dtype), jnp.float32)
     p, q = log_p.astype(dtype), log_q.astype(dtype)
+    alive = (p > -jnp.inf) | (q > -jnp.inf)
+    alive = alive | jnp.isnan(p) | jnp.isnan(q)  # a NaN that counts is not hidden
     if mask is not None:
-        p, q = jnp.where(mask, p, 0.0), jnp.where(mask, q, 0.0)
-    return p - q
+        alive = alive & mask
+    return jnp.where(alive, p, 0.0) - jnp.where(alive, q, 0.0)
 
 
 def under_q(

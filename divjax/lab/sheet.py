@@ -149,7 +149,8 @@ def gather(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet
 
 CAPTION = (
     "A dot is the paired difference of one seed, the bar the 95 % Student-t interval of their "
-    "mean. A part holds when the whole bar lies on the shaded side of the threshold."
+    "mean. In a run that is large enough to decide, a part holds when the whole bar lies on the "
+    "shaded side of the threshold."
 )
 
 

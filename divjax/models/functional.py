@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from flax import nnx
 
-from divjax.core import Array, PyTree
+from divjax.core import Array, PyTree, check
 
 
 class Apply(Protocol):
@@ -35,6 +35,10 @@ def split(module: nnx.Module) -> tuple[PyTree, Apply]:
     Returns:
         (params, apply).
 
+    Raises:
+        ValueError: the module holds other variables: random streams (nnx.Dropout) or statistics
+            (nnx.BatchNorm), which must not be trained as parameters.
+
     Example:
         >>> from flax import nnx
         >>> from divjax.models import MLP, split
@@ -42,7 +46,16 @@ def split(module: nnx.Module) -> tuple[PyTree, Apply]:
         >>> params["layers"][0]["kernel"].shape
         (4, 3)
     """
-    graph, state = nnx.split(module)
+    graph, state, rest = nnx.split(module, nnx.Param, ...)
+    foreign = sorted(".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
+    check.require(
+        not foreign,
+        "split",
+        "the module must hold nnx.Param only",
+        foreign,
+        "for random streams call divjax.models.dropout with the key that is handed in; for batch "
+        "statistics use GroupNorm, which has none",
+    )
     params: PyTree = nnx.to_pure_dict(state)
 
     def apply(

@@ -11,7 +11,7 @@
     from divjax.train import checkpoint             # imports orbax, so only when asked for
 
     def objective(params, batch, ctx):              # -> divjax.core.Loss: sums and weights
-        logits = apply(params, batch["x"], key=row_keys(ctx))
+        logits, _ = apply(params, batch["x"], key=row_keys(ctx), train=True)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         return Loss(terms={"ce": (1.0, masked_mean(nll, batch["mask"]))})
 

@@ -32,8 +32,8 @@ class Checkpoints(NamedTuple):
 
     Attributes:
         save: (step, state) -> None. Returns once the state may be donated; the files are written
-            in the background. Checkpoints of this and of later steps are dropped first: they are
-            of a future that will not come.
+            in the background. Checkpoints of this and of later steps are dropped when the writing
+            begins: they are of a future that will not come.
         restore: (like) -> (state, step) of the newest whole checkpoint, or None. `like` is a state
             with the wanted structure, types and shardings, as from `Step.init`; its values are
             not read.
@@ -54,6 +54,9 @@ def save(directory: str | Path, step: int, state: PyTree, config: Any) -> None:
         state: any tree of arrays.
         config: a dataclass or a mapping of JSON values.
 
+    Raises:
+        ValueError: the step is there already or is negative; as `open_checkpoints`.
+
     Example:
         >>> import tempfile, jax.numpy as jnp
         >>> from divjax.train import checkpoint
@@ -63,9 +66,18 @@ def save(directory: str | Path, step: int, state: PyTree, config: Any) -> None:
         >>> state["w"].tolist(), step
         ([1.0, 1.0], 7)
     """
-    checkpoints = open_checkpoints(directory, config, keep=None)
-    checkpoints.save(step, state)
-    checkpoints.close()
+    checkpoints, manager = _open(directory, config, None)
+    try:
+        require(
+            step not in manager.all_steps(),
+            "save",
+            f"step must be one that {directory} does not hold",
+            step,
+            f"remove {Path(directory) / str(step)} first, or keep both under two steps",
+        )
+        _write(manager, Path(directory).absolute(), step, state, _json_config(config), later=False)
+    finally:
+        checkpoints.close()
 
 
 def restore(directory: str | Path, like: PyTree, config: Any) -> tuple[PyTree, int] | None:
@@ -119,6 +131,12 @@ def open_checkpoints(directory: str | Path, config: Any, *, keep: int | None = 2
         >>> float(state["w"]), step
         (20.0, 20)
     """
+    return _open(directory, config, keep)[0]
+
+
+def _open(
+    directory: str | Path, config: Any, keep: int | None
+) -> tuple[Checkpoints, ocp.CheckpointManager]:
     folder = Path(directory).absolute()
     if keep is not None:
         positive("keep", keep, caller="open_checkpoints")
@@ -128,19 +146,7 @@ def open_checkpoints(directory: str | Path, config: Any, *, keep: int | None = 2
     manager = ocp.CheckpointManager(folder, options=options)
 
     def save(step: int, state: PyTree) -> None:
-        manager.wait_until_finished()  # one write at a time: else the list of steps is not settled
-        _sweep(folder)
-        for later in [s for s in manager.all_steps() if s >= step]:
-            manager.delete(later)
-        leaves = _named(state)
-        about = {
-            "format": _FORMAT,
-            "config": described,
-            "leaves": {n: {"type": _type(x), "checksum": _checksum(x)} for n, x in leaves.items()},
-        }
-        items = {"state": ocp.args.StandardSave(leaves), "about": ocp.args.JsonSave(about)}
-        if not manager.save(step, args=ocp.args.Composite(**items), force=True):
-            raise RuntimeError(f"{folder}: orbax declined to save step {step}")
+        _write(manager, folder, step, state, described, later=True)
 
     def restore(like: PyTree) -> tuple[PyTree, int] | None:
         manager.wait_until_finished()
@@ -159,7 +165,34 @@ def open_checkpoints(directory: str | Path, config: Any, *, keep: int | None = 2
                 raise _damaged(path, f"checksum of {name} is wrong")
         return _refill(like, leaves), step
 
-    return Checkpoints(save, restore, manager.close)
+    return Checkpoints(save, restore, manager.close), manager
+
+
+def _write(
+    manager: ocp.CheckpointManager,
+    folder: Path,
+    step: int,
+    state: PyTree,
+    config: Any,
+    *,
+    later: bool,
+) -> None:
+    """Begins to write; with `later`, in place of the checkpoints of this and of later steps."""
+    ok = isinstance(step, int) and step >= 0
+    require(ok, "save", "step must be an int >= 0", step, "pass int(state.step)")
+    leaves = _named(state)
+    about = {
+        "format": _FORMAT,
+        "config": config,
+        "leaves": {n: {"type": _type(x), "checksum": _checksum(x)} for n, x in leaves.items()},
+    }
+    manager.wait_until_finished()  # one write at a time: else the list of steps is not settled
+    _sweep(folder)
+    for old in [s for s in manager.all_steps() if later and s >= step]:
+        manager.delete(old)
+    items = {"state": ocp.args.StandardSave(leaves), "about": ocp.args.JsonSave(about)}
+    if not manager.save(step, args=ocp.args.Composite(**items), force=True):
+        raise RuntimeError(f"{folder}: orbax declined to save step {step}")
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def _strided(
     require(
         size % count == 0,
         "make_step",
-        f"accumulate must divide the rows per device, {size}",
+        f"accumulate must divide the {size} rows of one call",
         count,
         "choose a divisor, or pad the batch with masked rows",
     )
@@ -277,6 +277,7 @@ def _weights(loss: Loss) -> dict[str, Array]:
 
 def _at_least_float32(loss: Loss) -> Loss:
     """Arrays throughout; sums in float32 at least, whatever the objective computed in."""
+    _check_loss(loss)
 
     def wide(x: Scalar) -> Array:
         array = jnp.asarray(x)
@@ -285,6 +286,22 @@ def _at_least_float32(loss: Loss) -> Loss:
     terms = {n: (wide(c), Mean(*map(wide, mean))) for n, (c, mean) in loss.terms.items()}
     metrics = {n: Mean(*map(wide, mean)) for n, mean in loss.metrics.items()}
     return Loss(terms, metrics, jax.tree.map(jnp.asarray, loss.carry))
+
+
+def _check_loss(loss: Loss) -> None:
+    """What an objective returned: users forget the coefficient, or divide already."""
+    caller = "the objective"
+    remedy = 'return Loss({"name": (1.0, masked_mean(values, mask))})'
+    require(isinstance(loss, Loss), caller, "it must return a divjax.core.Loss", loss, remedy)
+    for name, term in loss.terms.items():
+        pair = isinstance(term, tuple) and not isinstance(term, Mean) and len(term) == 2
+        ok = pair and isinstance(term[1], Mean)
+        require(ok, caller, f"term {name!r} must be (coefficient, Mean)", term, remedy)
+    for name, mean in loss.metrics.items():
+        require(
+            isinstance(mean, Mean), caller, f"metric {name!r} must be a Mean", mean,
+            "use masked_mean(values, mask)",
+        )  # fmt: skip
 
 
 def _cast(params: PyTree, dtype: jax.typing.DTypeLike | None) -> PyTree:

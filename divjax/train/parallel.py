@@ -122,6 +122,14 @@ def compile(
         (1.5, 5.0)
     """
     require(mode in _MODES, "compile", f"mode must be one of {sorted(_MODES)}", mode, "pass one")
+    require(isinstance(step, Step), "compile", "step must be a Step", step, "pass make_step(...)")
+    require(
+        mesh is None or isinstance(mesh, Mesh),
+        "compile",
+        "mesh must be a Mesh or None",
+        mesh,
+        "pass data_mesh(devices)",
+    )
     require(
         mesh is None or len(mesh.axis_names) == 1,
         "compile",

@@ -79,7 +79,8 @@ def make_step(
         >>> float(state.params), float(info.value)
         (1.5, 5.0)
     """
-    _check_arguments(objective, grad_fn, controllers, accumulate, compute_dtype)
+    _check_arguments(objective, grad_fn, accumulate, compute_dtype)
+    _check_parts(tx, controllers, references)
     if objective is not None:
         grad_fn = loss_and_grad(
             objective, accumulate=accumulate, train=train, compute_dtype=compute_dtype
@@ -229,7 +230,6 @@ def _check_key(key: Array) -> None:
 def _check_arguments(
     objective: Objective | None,
     grad_fn: GradFn | None,
-    controllers: Mapping[str, Controller],
     accumulate: int,
     compute_dtype: jax.typing.DTypeLike | None,
 ) -> None:
@@ -247,6 +247,28 @@ def _check_arguments(
         {"accumulate": accumulate, "compute_dtype": compute_dtype},
         "pass grad_fn=extragradient(loss_and_grad(objective, accumulate=...), ...)",
     )
+
+
+def _check_parts(
+    tx: optax.GradientTransformation,
+    controllers: Mapping[str, Controller],
+    references: Mapping[str, Reference],
+) -> None:
+    require(
+        isinstance(tx, optax.GradientTransformation),
+        "make_step",
+        "tx must be an optax transformation",
+        tx,
+        "pass for example optax.adam(1e-3)",
+    )
+    for name, reference in references.items():
+        require(
+            isinstance(reference, Reference),
+            "make_step",
+            f"references[{name!r}] must be a Reference",
+            reference,
+            "pass for example divjax.optim.ema(0.999)",
+        )
     for name, controller in controllers.items():
         require(
             isinstance(controller, Controller),

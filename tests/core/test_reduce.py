@@ -34,9 +34,32 @@ def test_a_masked_value_counts_for_nothing_and_gets_no_gradient():
 
 
 def test_the_weight_is_the_number_of_true_after_broadcasting():
-    assert masked_mean(jnp.ones((3, 4)), jnp.array([True, False, True, True])) == (9.0, 9.0)
+    assert masked_mean(jnp.ones((3, 4)), jnp.array([[True, False, True, True]])) == (9.0, 9.0)
     assert masked_mean(jnp.ones((3, 4))) == (12.0, 12.0)
     assert masked_mean(X, jnp.zeros_like(MASK)).value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (
+            jnp.array([0.5, 1.0, 0.0]),
+            r"mask must be bool \[3\], got float32 \[3\]; pass \(mask > 0",
+        ),
+        (np.array([1, 2, 0]), "mask must be bool"),
+        ([True, False, True], r"pass jnp.asarray\(mask, bool\)"),
+        (jnp.array([[True], [False], [True]]), r"pass mask\[..., 0\]"),
+    ],
+)
+@pytest.mark.parametrize("reduce", [masked_mean, masked_sum], ids=lambda f: f.__name__)
+def test_a_mask_that_is_none_is_refused(reduce, mask, message):
+    with pytest.raises(ValueError, match=message):
+        reduce(jnp.ones(3), mask)
+
+
+def test_a_mask_of_rows_does_not_run_along_another_axis():
+    with pytest.raises(ValueError, match=r"broadcast_to\(mask\[..., None\], \(3, 3\)\)"):
+        masked_mean(jnp.ones((3, 3)), jnp.ones(3, bool))
 
 
 def test_sums_of_bfloat16_are_float32():

@@ -402,7 +402,7 @@ def test_batches_are_checked(batch, match):
 
 def test_microbatches_must_divide_the_rows():
     step, state = scalar_step(linear(lambda ctx: 1.0), accumulate=3)
-    with pytest.raises(ValueError, match="accumulate must divide the rows per device, 4, got 3"):
+    with pytest.raises(ValueError, match="accumulate must divide the 4 rows of one call, got 3"):
         step.update(state, X)
 
 
