@@ -80,6 +80,8 @@ def boolean_mask(name: str, mask: Array | None, shape: Sequence[int], *, caller:
 
 def broadcastable_mask(name: str, mask: Array | None, shape: Sequence[int], *, caller: str) -> None:
     """As `boolean_mask`, but an axis may be 1; none is added in silence (a [B] mask along T)."""
+    if mask is None:
+        return
     fits = hasattr(mask, "dtype") and hasattr(mask, "shape") and len(mask.shape) == len(shape)
     fits = fits and all(m in (1, v) for m, v in zip(mask.shape, shape, strict=True))
     if not fits or mask.dtype != jnp.bool_:

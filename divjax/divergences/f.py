@@ -237,9 +237,9 @@ def prepare(
     check.require(
         isinstance(axis, int) and -p.ndim <= axis < p.ndim,
         caller,
-        f"axis must be one integer in [-{p.ndim}, {p.ndim})",
+        f"axis must be in [-{p.ndim}, {p.ndim})",
         axis,
-        "pass -1 for the last axis, and reshape where several form the support",
+        "pass one integer, -1 for the last axis, and reshape where several form the support",
     )
     check.require(p.shape[axis] > 0, caller, f"{names[0]} must have a support", p, "skip it")
     for name, x in zip(names, (p, q), strict=True):

@@ -1,11 +1,13 @@
 """`divjax list | show | run | report | verify`; `divjax COMMAND --help` says the rest."""
 
 import dataclasses
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import divjax
 from divjax.lab.loop import NonFinite
 from divjax.lab.records import LabError, nearest
 
@@ -70,6 +72,16 @@ def _refuse_unknown(arguments: Sequence[str], known: Sequence[str], name: str) -
             raise LabError(f"{name} has no option --{shown}; {nearest(key, known)}")
 
 
+def _refuse_counts(config: Any, preset: Any) -> None:
+    """Seeds, steps and the like: a whole number that a preset has above 0 stays there."""
+    for field in dataclasses.fields(preset):
+        value, usual = getattr(config, field.name), getattr(preset, field.name)
+        counts = isinstance(usual, int) and not isinstance(usual, bool) and usual > 0
+        if counts and value < 1:
+            shown = field.name.replace("_", "-")
+            raise LabError(f"--{shown} must be at least 1, got {value}; the preset has {usual}")
+
+
 def _preset(arguments: Sequence[str], default: str) -> str:
     """The preset has to be known before the options are: it gives their defaults."""
     for i, argument in enumerate(arguments):
@@ -116,6 +128,7 @@ def _parse(command: str, arguments: Sequence[str], extras: Extras, preset: str) 
     parsed: Any = tyro.cli(
         shape, args=rest, prog=f"divjax {command} {name}", description=found.experiment.claim
     )
+    _refuse_counts(parsed.config, config)
     options = {extra[0]: vars(parsed)[extra[0]] for extra in extras}
     return Chosen(found, preset, parsed.config, options)
 
@@ -184,13 +197,16 @@ def report_(arguments: Sequence[str]) -> int:
 
 
 def verify_(arguments: Sequence[str]) -> int:
-    """Recomputes stored verdicts; 1 when one does not match."""
-    from divjax.lab import terminal
+    """Recomputes stored verdicts (of other presets than cpu: of the run); 1 for a mismatch."""
+    from divjax.lab import folder, terminal
     from divjax.lab.experiment import Found, files, load_file
     from divjax.lab.verify import MISMATCH, MISSING, as_json, row, verify
 
     if "--all" in arguments:
         _refuse_unknown(arguments, ["all", "json"], "verify --all")
+        names = [a for a in arguments if not a.startswith("-")]
+        if names:
+            raise LabError(f"verify takes --all or a name, got both: {', '.join(names)}")
         every = [Found(load_file(file), file) for file in files().values()]
         checks = [
             (each, verify(each, "cpu", each.experiment.preset("cpu"), each.results))
@@ -199,7 +215,9 @@ def verify_(arguments: Sequence[str]) -> int:
         as_lines, bad = "--json" in arguments, [MISMATCH]
     else:
         chosen = _parse("verify", arguments, (OUT, JSON), "cpu")
-        place = chosen.options["out"] or chosen.found.results
+        run_folder = folder.default_folder(chosen.found.experiment, chosen.preset, chosen.config)
+        stored = chosen.found.results if chosen.preset == "cpu" else run_folder
+        place = chosen.options["out"] or stored
         check = verify(chosen.found, chosen.preset, chosen.config, place)
         checks = [(chosen.found, check)]
         as_lines, bad = chosen.options["json"], [MISMATCH, MISSING]
@@ -227,6 +245,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 a mismatch or a run that broke off, 2 a wrong command line, 130 ctrl-C.
     """
     command, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows no \u00b1 shows ? for it
+        sys.stdout.reconfigure(errors="replace")
+    if command == "--version":
+        print(f"divjax {divjax.__version__}")
+        return 0
     if command in ("-h", "--help", "help") or rest[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0

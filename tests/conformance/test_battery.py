@@ -3,6 +3,7 @@
 One jitted function per entrance evaluates all records, so the tests cost few compilations.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 
 import f_exact
@@ -251,7 +252,7 @@ BAD = [
     ("mask of floats", {"where": jnp.ones((2, 5))}, r"where must be bool \[2, 5\].*> 0"),
     ("trailing axis", {"where": jnp.ones((2, 5, 1), bool)}, r"where must be bool.*\[\.\.\., 0\]"),
     ("mask of rows", {"where": jnp.ones((2,), bool)}, r"where must be bool \[2, 5\]"),
-    ("mask to broadcast", {"where": jnp.ones((1, 5), bool)}, r"where must be bool \[2, 5\]"),
+    ("mask of other rows", {"where": jnp.ones((3, 5), bool)}, r"where must be bool \[2, 5\]"),
     ("axis", {"axis": 2}, "axis must be in"),
     ("negative axis", {"axis": -3}, "axis must be in"),
     ("integers", {"p": jnp.zeros((2, 5), int)}, "must be a floating-point array.*int32"),
@@ -341,3 +342,43 @@ def test_renyi_printed_values_limits_and_symmetry(x64):
         assert float(left) == pytest.approx(float(right), rel=1e-12)
     near = [float(renyi(p, q, order=1 + e)) for e in (-1e-6, 1e-6)]
     assert near == pytest.approx([RENYI_PRINTED[1.0]] * 2, abs=1e-6)
+
+
+def test_logits_are_refused_where_log_probs_are_wanted():
+    logits = jnp.array([2.0, -1.0, 0.0])
+    with pytest.raises(ValueError, match=r"log_q must be log-probabilities.*from_logits"):
+        f_divergence(jax.nn.log_softmax(logits), logits, generators.kl)
+    even = jnp.full(4, 0.25)  # as logits, the same law as zeros
+    assert f_divergence_from_logits(even, jnp.zeros(4), generators.kl) == 0
+
+
+@BOTH
+@pytest.mark.parametrize("wrong", ["kl", generators.js, f_divergence])
+def test_what_is_no_record_is_refused(divergence, wrong):
+    with pytest.raises(ValueError, match="generator must be a Generator"):
+        divergence(jnp.zeros(3), jnp.zeros(3), wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"under_q": lambda u: u * jnp.exp(u), "under_p": lambda u: u}, "under_q"),
+        ({"slope_p": lambda u: 1 + u, "slope_q": lambda u: -jnp.exp(u)}, "slope_p"),
+        ({"under_p": lambda u: u}, "under_p"),
+        ({"slope_q": lambda u: jnp.expm1(u)}, "slope_q"),
+        ({"log_pull": lambda u: 2 * u}, "log_pull"),
+    ],
+)
+def test_a_record_of_another_gauge_is_refused(changes, message):
+    """t log t has the values of kl at a distance and wrong ones near p = q."""
+    wrong = replace(generators.kl, name=f"wrong {message}", **changes)
+    with pytest.raises(ValueError, match=rf"wrong {message}.*{message}"):
+        f_divergence_from_logits(jnp.zeros(3), jnp.ones(3), wrong)
+
+
+def test_where_may_have_axes_of_one():
+    p, q = laws((2, 3, 5))
+    rows = jnp.array([[[True], [False], [True]]])
+    got = f_divergence(p, q, generators.kl, where=rows)
+    expected = jnp.where(rows[..., 0], f_divergence(p, q, generators.kl), 0.0)
+    np.testing.assert_allclose(got, expected)

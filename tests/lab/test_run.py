@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import dedent
 
@@ -243,6 +244,8 @@ def test_one_process_at_a_time(divjax, tmp_path):
         (("runs",), "did you mean run?"),
         (("verify", "--al"), "needs the name"),
         (("verify", "--all", "--jsn"), "did you mean json"),
+        (("verify", "--all", "toy_experiment"), "--all or a name, got both: toy_experiment"),
+        (("run", "toy_experiment", "--steps", "0"), "--steps must be at least 1, got 0"),
         (("report", "toy_experiment"), "config.json is missing; run the experiment first"),
     ],
 )
@@ -251,6 +254,10 @@ def test_wrong_command_lines(divjax, arguments, message):
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_version(divjax):
+    assert divjax("--version") == (0, f"divjax {version('divjax')}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [("help",), ("--help",), ("run", "--help"), ("show", "-h")])
