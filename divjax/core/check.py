@@ -109,22 +109,23 @@ def fraction(name: str, value: float, *, caller: str, open_ends: bool = False) -
 def not_probabilities(name: str, x: Array, axis: int, *, caller: str, remedy: str) -> None:
     """Refuses what looks like probabilities, where values can be seen (not under a trace).
 
-    Only the first row is looked at: all entries in [0, 1], not all 0 or 1, with sum 1.
+    Of the first rows: each in [0, 1] with sum 1, not all of them 0 or 1, nor all constant (which
+    is the same law either way).
     """
-    row = _first_row(x, axis)
-    if row is None:
+    rows = _first_rows(x, axis)
+    if rows is None:
         return
-    looks = (row >= 0).all() and ((row > 0) & (row < 1)).any() and abs(row.sum() - 1) < 1e-3
-    looks = looks and row.min() < row.max()  # a constant row is the same law either way
+    looks = (rows >= 0).all() and (rows <= 1).all() and (abs(rows.sum(-1) - 1) < 1e-3).all()
+    looks = looks and ((rows > 0) & (rows < 1)).any() and (rows.min(-1) < rows.max(-1)).any()
     require(not looks, caller, f"{name} must not be probabilities", x, remedy)
 
 
 def not_logits(name: str, x: Array, axis: int, *, caller: str) -> None:
-    """Refuses log-probabilities above 0, where values can be seen; the first row is looked at."""
-    row = _first_row(x, axis)
-    if row is None:
+    """Refuses log-probabilities above 0, where values can be seen; the first rows are looked at."""
+    rows = _first_rows(x, axis)
+    if rows is None:
         return
-    largest = float(np.max(row, initial=-np.inf, where=~np.isnan(row)))
+    largest = float(np.max(rows, initial=-np.inf, where=~np.isnan(rows)))
     require(
         largest <= 0.01,
         caller,
@@ -134,13 +135,22 @@ def not_logits(name: str, x: Array, axis: int, *, caller: str) -> None:
     )
 
 
-def _first_row(x: Array, axis: int) -> np.ndarray | None:
-    """The first row in float64, or None where values cannot be seen or there are none."""
+_LOOK = 16  # rows
+
+
+def _first_rows(x: Array, axis: int) -> np.ndarray | None:
+    """Some rows [L, K] in float64, or None where values cannot be seen or there are none."""
     hidden = isinstance(x, jax.core.Tracer) or (
         isinstance(x, jax.Array) and not x.is_fully_addressable
     )
     if hidden or x.size == 0:
         return None
-    first = tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))
+    axis = axis % x.ndim
+    along = max((i for i in range(x.ndim) if i != axis), key=lambda i: x.shape[i], default=axis)
+    first = tuple(
+        slice(None) if i == axis else slice(_LOOK) if i == along else slice(1)
+        for i in range(x.ndim)
+    )
     with jax.ensure_compile_time_eval():  # inside a jit, indexing a constant would be traced
-        return np.asarray(x[first]).astype(np.float64)
+        rows = np.moveaxis(np.asarray(x[first]), axis, -1)
+    return rows.reshape(-1, x.shape[axis]).astype(np.float64)

@@ -75,12 +75,27 @@ def exprel(x: Array) -> Array:
     series = jnp.ones_like(near)
     for k in range(8, 1, -1):  # 1 + x/2 (1 + x/3 (1 + ...))
         series = 1.0 + near / k * series
-    safe = jnp.where(small, 1.0, x)
-    return jnp.where(small, series, jnp.expm1(safe) / safe)
+    large = x > 40.0  # e^x / x in logarithms: inf - inf has no derivative
+    middle = jnp.where(small | large, 1.0, x)
+    far = jnp.where(large & (x < jnp.inf), x, 50.0)
+    value = jnp.where(large, jnp.exp(_less_log(far)), jnp.expm1(middle) / middle)
+    return jnp.where(x == jnp.inf, x, jnp.where(small, series, value))
+
+
+@jax.custom_jvp
+def _less_log(x: Array) -> Array:
+    """x - log x, its slope in one piece."""
+    return x - jnp.log(x)
+
+
+@_less_log.defjvp
+def _less_log_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,) = primals
+    return _less_log(x), (1.0 - 1.0 / x) * tangents[0]
 
 
 def log_mean_exp(x: Array, axis: int = -1, where: Array | None = None) -> Array:
-    """log of the mean of e^x over an axis; -inf where nothing counts.
+    """log of the mean of e^x over an axis, in float32 at least; -inf where nothing counts.
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,16 +103,18 @@ def log_mean_exp(x: Array, axis: int = -1, where: Array | None = None) -> Array:
         >>> float(log_mean_exp(jnp.array([2.0, 2.0])))
         2.0
     """
-    count = (
-        jnp.asarray(x.shape[axis]) if where is None else jnp.sum(where, axis=axis, dtype=jnp.int32)
-    )
-    total = jax.nn.logsumexp(x, axis=axis, where=where)
-    empty = count == 0
-    return jnp.where(empty, -jnp.inf, total - jnp.log(jnp.where(empty, 1, count).astype(x.dtype)))
+    x = jnp.asarray(x)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    counts = jnp.ones_like(x, bool) if where is None else jnp.broadcast_to(where, x.shape)
+    count = jnp.sum(counts, axis=axis, dtype=jnp.int32)
+    some = jnp.any(counts & (x > -jnp.inf), axis=axis, keepdims=True)
+    total = jax.nn.logsumexp(jnp.where(some, x, 0.0), axis=axis, where=counts | ~some)
+    mean = total - jnp.log(jnp.maximum(count, 1).astype(x.dtype))
+    return jnp.where(jnp.squeeze(some, axis), mean, -jnp.inf)
 
 
 def safe_sqrt(x: Array) -> Array:
-    """sqrt(x) with derivative 0 at 0, the convention for norms of equal points.
+    """sqrt(x) with derivative 0 at 0, the convention for norms of equal points; NaN below 0.
 
     Example:
         >>> import jax
@@ -105,12 +122,12 @@ def safe_sqrt(x: Array) -> Array:
         >>> float(jax.grad(safe_sqrt)(0.0))
         0.0
     """
-    alive = x > 0
+    alive = x != 0
     return jnp.where(alive, jnp.sqrt(jnp.where(alive, x, 1.0)), 0.0)
 
 
 def safe_norm(x: Array, axis: int = -1) -> Array:
-    """Euclidean norm over an axis, with gradient 0 at the origin.
+    """Euclidean norm over an axis, with gradient 0 at the origin; no overflow of the squares.
 
     Example:
         >>> import jax.numpy as jnp
@@ -118,4 +135,6 @@ def safe_norm(x: Array, axis: int = -1) -> Array:
         >>> float(safe_norm(jnp.array([3.0, 4.0])))
         5.0
     """
-    return safe_sqrt(jnp.sum(x * x, axis=axis))
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0))
+    size = jnp.where((size > 0) & (size < jnp.inf), size, 1.0)
+    return jnp.squeeze(size, axis) * safe_sqrt(jnp.sum((x / size) ** 2, axis=axis))

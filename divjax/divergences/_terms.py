@@ -5,7 +5,7 @@ weight multiplies a factor that grows slowly. The weighted slopes follow the sam
 q S(u) = p e^-u S(u) and p R(u) = q e^u R(u).
 """
 
-from functools import cache
+from functools import cache, partial
 from math import factorial, inf
 from typing import Any, NamedTuple
 
@@ -68,6 +68,11 @@ def _left(g: Generator, dtype: Any) -> _Side:
     return _Side(tuple(c[2 : _ORDER + 2]), radius, growth)
 
 
+def growth_at_zero(g: Generator) -> float:
+    """The exponent of t^2 f''(t) as t -> 0; inf where that is 0."""
+    return _left(g, np.dtype(np.float64)).growth
+
+
 def _check_record(g: Generator) -> None:
     """The functions of a record belong together and are in the gauge f(1) = f'(1) = 0.
 
@@ -122,6 +127,49 @@ def under_q(g: Generator, u: Array) -> Array:
 def under_p(g: Generator, u: Array) -> Array:
     """G(u) = e^-u f(e^u), accurate near 0 too."""
     return under_q(reverse(g), -u)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def at_sample(g: Generator, u: Array) -> Array:
+    """What a sample of q contributes, for any u; of p, use the reverse record and -u.
+
+    f(0) at -inf, +inf where it is too large, and derivatives that are 0 where they cannot be
+    represented.
+    """
+    x = jnp.where(jnp.isfinite(u), u, 0.0)
+    value = under_q(g, x)
+    lost = jnp.isnan(value) | (u == inf) | (u == -inf)  # 0 * inf in a formula
+    value = jnp.where(lost, jnp.where(u > 0, inf, g.at_zero), value)
+    return jnp.where(jnp.isnan(u), u, value)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _rate(g: Generator, u: Array) -> Array:
+    """F'(u) = t f'(t)."""
+    x = jnp.where(jnp.isfinite(u), u, 0.0)
+    left, right = jnp.minimum(x, 0.0), jnp.maximum(x, 0.0)
+    rate = jnp.where(x <= 0, _slope_p_under_q(g, left), jnp.exp(right) * g.slope_p(right))
+    return jnp.where(jnp.isfinite(u), _finite(rate), 0.0)
+
+
+@at_sample.defjvp
+def _at_sample_jvp(g: Generator, primals: Any, tangents: Any) -> Any:
+    return at_sample(g, *primals), _rate(g, *primals) * tangents[0]
+
+
+@_rate.defjvp
+def _rate_jvp(g: Generator, primals: Any, tangents: Any) -> Any:
+    (u,) = primals
+    rate = _rate(g, u)
+    pull = jnp.exp(g.log_pull(jnp.where(jnp.isfinite(u), u, 0.0)))
+    return rate, jnp.where(jnp.isfinite(u), _finite(rate + pull), 0.0) * tangents[0]
+
+
+def slope_at_sample(g: Generator, u: Array) -> Array:
+    """R(u) at samples of p, for any u: f'(inf) at +inf where that is finite, else 0."""
+    x = jnp.where(jnp.isfinite(u), u, 0.0)
+    edge = g.at_inf if g.at_inf < inf else 0.0
+    return jnp.where(u == inf, edge, jnp.where(jnp.isfinite(u), _finite(g.slope_p(x)), 0.0))
 
 
 def _slope_p_under_q(g: Generator, u: Array) -> Array:

@@ -1,12 +1,14 @@
 """The convex conjugate of a record and the inverse of its slope: tilts, bounds, critics."""
 
 from functools import partial
+from math import inf
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from divjax.core import Array, check
+from divjax.divergences._terms import growth_at_zero
 from divjax.divergences.generators import Generator
 
 _EDGE = 85.0  # e^85 is still a float32
@@ -52,7 +54,7 @@ def inverse_slope(generator: Generator, s: Array) -> Array:
     inside = (s > lowest) & (s < highest)
     safe = jnp.where(inside, s, 0.0)  # 0 = f'(1) is in the range of every record
     u = generator.inverse_p(safe) if generator.inverse_p else _bisect(generator, safe)
-    return jnp.where(inside, u, jnp.where(s <= lowest, -jnp.inf, jnp.inf))
+    return jnp.where(inside, u, jnp.where(s <= lowest, -inf, inf))
 
 
 @inverse_slope.defjvp
@@ -68,9 +70,12 @@ def _inverse_slope_jvp(
 
 def _range(g: Generator) -> tuple[float, float]:
     """f'(0) and f'(inf)."""
-    with jax.ensure_compile_time_eval():
-        lowest = float(g.slope_p(jnp.asarray(-1e4)))  # a logarithm at -1e4 is no bound
-    return (lowest if lowest > -1e3 else -float("inf")), g.at_inf
+    growth = growth_at_zero(g)  # f'' goes like t^(growth - 2) near 0
+    if growth <= 1:
+        return -inf, g.at_inf
+    far = min(-50.0, -745.0 / (growth - 1.0))
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        return float(g.slope_p(jnp.asarray(far))), g.at_inf
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -101,7 +106,7 @@ def conjugate(generator: Generator, s: Array) -> Array:
     # At a kink s lies between two slopes and only the definition holds.
     smooth = generator.taylor is not None
     value = -generator.slope_q(safe) if smooth else s * jnp.exp(safe) - generator.under_q(safe)
-    return jnp.where(finite, value, jnp.where(u < 0, -generator.at_zero, jnp.inf))
+    return jnp.where(finite, value, jnp.where(u < 0, -generator.at_zero, inf))
 
 
 @conjugate.defjvp

@@ -1,5 +1,6 @@
 """f-divergences of discrete laws, from log-probabilities and from logits."""
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from divjax.divergences.generators import Generator
 _BLOCK = 1 << 18  # elements per block: three arrays of a block stay in a core's cache
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
     """Two laws over the last axis, each [..., K]."""
 
     p: Array
@@ -33,20 +34,21 @@ def _one_sided(u: Array, x_p: Array, x_q: Array) -> Array:
     return jnp.where(no_p & no_q, 0.0, u)
 
 
-def _given(log_p: Array, log_q: Array) -> _Pair:
+def given(log_p: Array, log_q: Array) -> Pair:
     """The arrays as they are, normalised or not."""
     u = _one_sided(log_p - log_q, log_p, log_q)
-    return _Pair(jnp.exp(log_p), jnp.exp(log_q), log_p, log_q, u)
+    return Pair(jnp.exp(log_p), jnp.exp(log_q), log_p, log_q, u)
 
 
 def _exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
     """The rounded difference and its rounding error (Knuth's two-sum)."""
     d = a - b
     back = a - d
-    return d, (a - (d + back)) + (back - b)
+    error = (a - (d + back)) + (back - b)
+    return d, jnp.where(jnp.abs(d) < jnp.inf, error, 0.0)  # beyond the largest number: +-inf
 
 
-def _normalised(z_p: Array, z_q: Array) -> _Pair:
+def normalised(z_p: Array, z_q: Array) -> Pair:
     """The softmax laws of two rows of logits.
 
     The log-ratio is formed from the difference of the logits and not of two log-softmaxes, each
@@ -66,7 +68,7 @@ def _normalised(z_p: Array, z_q: Array) -> _Pair:
     shift, shift_error = _exact_difference(peak_p, peak_q)
     u = (d - shift) + ((error - shift_error) - jnp.log(sum_p / sum_q))
     u = jax.lax.optimization_barrier(_one_sided(u, z_p, z_q))
-    return _Pair(
+    return Pair(
         e_p * (1.0 / sum_p),
         e_q * (1.0 / sum_q),
         z_p - peak_p - jnp.log(sum_p),
@@ -75,15 +77,28 @@ def _normalised(z_p: Array, z_q: Array) -> _Pair:
     )
 
 
-def _rows(fn: Any, *arrays: Array) -> tuple[Array, ...]:
-    """fn over rows [N, K] of arrays [*E, K], in blocks."""
-    batch, size = arrays[0].shape[:-1], arrays[0].shape[-1]
-    flat = [x.reshape(prod(batch), size) for x in arrays]
-    out = map_rows(fn, flat, block=max(1, _BLOCK // max(size, 1)))
+Given = tuple[Array, Array, Array | None]  # both laws as they came, support last, and `where`
+
+
+def clean(p: Array, q: Array, where: Array | None = None) -> tuple[Array, Array]:
+    """In float32 at least; masked entries are -inf on both sides."""
+    dtype = jnp.promote_types(jnp.promote_types(p.dtype, q.dtype), jnp.float32)
+    p, q = p.astype(dtype), q.astype(dtype)
+    if where is None:
+        return p, q
+    return jnp.where(where, p, -jnp.inf), jnp.where(where, q, -jnp.inf)
+
+
+def _rows(fn: Callable[[Array, Array], tuple[Array, ...]], laws: Given) -> tuple[Array, ...]:
+    """fn over rows [N, K] of clean laws [*E, K], in blocks; what cleans them is done per block."""
+    batch, size = laws[0].shape[:-1], laws[0].shape[-1]
+    flat = [x.reshape(prod(batch), x.shape[-1]) for x in laws if x is not None]
+    block = max(1, _BLOCK // max(size, 1))
+    out = map_rows(lambda *rows: fn(*clean(*rows)), flat, block=block)
     return tuple(x.reshape(batch + x.shape[1:]) for x in out)
 
 
-def _terms(g: Generator, pair: _Pair) -> Weighted:
+def _terms(g: Generator, pair: Pair) -> Weighted:
     return weighted(g, pair.u, pair.p, pair.q, pair.log_p, pair.log_q)
 
 
@@ -111,6 +126,11 @@ def _pick(wanted: Wanted, *pair: Array) -> tuple[Array, ...]:
     return tuple(x for x, w in zip(pair, wanted, strict=True) if w)
 
 
+def _alive(tangents: tuple[Array, ...], where: Array | None) -> tuple[Array, ...]:
+    """Tangents of masked entries may be NaN and count for nothing."""
+    return tangents if where is None else tuple(jnp.where(where, t, 0.0) for t in tangents)
+
+
 def _dot(slopes: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
     return sum(
         (jnp.sum(s * t, axis=-1) for s, t in zip(slopes, tangents, strict=True)),
@@ -122,29 +142,30 @@ def _dot(slopes: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _of_log_probs(g: Generator, log_p: Array, log_q: Array) -> Array:
-    return _rows(lambda a, b: (jnp.sum(_terms(g, _given(a, b)).value, -1),), log_p, log_q)[0]
+def _of_log_probs(g: Generator, *laws: *Given) -> Array:
+    return _rows(lambda a, b: (jnp.sum(_terms(g, given(a, b)).value, -1),), laws)[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _of_log_probs_slopes(
-    g: Generator, wanted: Wanted, log_p: Array, log_q: Array
+    g: Generator, wanted: Wanted, *laws: *Given
 ) -> tuple[Array, tuple[Array, ...]]:
     def fn(a: Array, b: Array) -> tuple[Array, ...]:
-        t = _terms(g, _given(a, b))
+        t = _terms(g, given(a, b))
         return (jnp.sum(t.value, -1), *_pick(wanted, t.slope_p, t.slope_q))
 
-    value, *slopes = _rows(fn, log_p, log_q)
+    value, *slopes = _rows(fn, laws)
     return value, tuple(slopes)
 
 
 def _jvp_by_slopes(slopes_of: Any, g: Generator, primals: Any, tangents: Any) -> Any:
-    wanted = tuple(type(t) is not jax.custom_derivatives.SymbolicZero for t in tangents)
+    wanted = tuple(type(t) is not jax.custom_derivatives.SymbolicZero for t in tangents[:2])
     if not any(wanted):
         value, _ = slopes_of(g, wanted, *primals)
         return value, jnp.zeros_like(value)
     value, slopes = slopes_of(g, wanted, *primals)
-    return value, _dot(slopes, _pick(wanted, *tangents))  # type: ignore[arg-type]
+    moving = _alive(_pick(wanted, *tangents[:2]), primals[2])  # type: ignore[arg-type]
+    return value, _dot(slopes, moving)
 
 
 @partial(_of_log_probs.defjvp, symbolic_zeros=True)
@@ -154,13 +175,13 @@ def _of_log_probs_jvp(g: Generator, primals: Any, tangents: Any) -> Any:
 
 @_of_log_probs_slopes.defjvp
 def _of_log_probs_slopes_jvp(g: Generator, wanted: Wanted, primals: Any, tangents: Any) -> Any:
-    dp, dq = tangents
+    dp, dq = _alive(tangents[:2], primals[2])
 
     def fn(a: Array, b: Array) -> tuple[Array, ...]:
-        t = _terms(g, _given(a, b))
+        t = _terms(g, given(a, b))
         return jnp.sum(t.value, -1), t.slope_p, t.slope_q, t.pull
 
-    value, slope_p, slope_q, pull = _rows(fn, *primals)
+    value, slope_p, slope_q, pull = _rows(fn, primals)
     du = pull * (dp - dq)
     change = _pick(wanted, slope_p * dp + du, slope_q * dq - du)
     return (value, _pick(wanted, slope_p, slope_q)), (
@@ -173,21 +194,21 @@ def _of_log_probs_slopes_jvp(g: Generator, wanted: Wanted, primals: Any, tangent
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _of_logits(g: Generator, z_p: Array, z_q: Array) -> Array:
-    return _rows(lambda a, b: (jnp.sum(_terms(g, _normalised(a, b)).value, -1),), z_p, z_q)[0]
+def _of_logits(g: Generator, *laws: *Given) -> Array:
+    return _rows(lambda a, b: (jnp.sum(_terms(g, normalised(a, b)).value, -1),), laws)[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _of_logits_slopes(
-    g: Generator, wanted: Wanted, z_p: Array, z_q: Array
+    g: Generator, wanted: Wanted, *laws: *Given
 ) -> tuple[Array, tuple[Array, ...]]:
     def fn(a: Array, b: Array) -> tuple[Array, ...]:
-        pair = _normalised(a, b)
+        pair = normalised(a, b)
         t = _terms(g, pair)
         both = _centred(t.slope_p, pair.p), _centred(t.slope_q, pair.q)
         return (jnp.sum(t.value, -1), *_pick(wanted, *both))
 
-    value, *slopes = _rows(fn, z_p, z_q)
+    value, *slopes = _rows(fn, laws)
     return value, tuple(slopes)
 
 
@@ -199,14 +220,15 @@ def _of_logits_jvp(g: Generator, primals: Any, tangents: Any) -> Any:
 @_of_logits_slopes.defjvp
 def _of_logits_slopes_jvp(g: Generator, wanted: Wanted, primals: Any, tangents: Any) -> Any:
     def fn(a: Array, b: Array) -> tuple[Array, ...]:
-        pair = _normalised(a, b)
+        pair = normalised(a, b)
         t = _terms(g, pair)
         return jnp.sum(t.value, -1), pair.p, pair.q, t.slope_p, t.slope_q, t.pull
 
-    value, p, q, slope_p, slope_q, pull = _rows(fn, *primals)
+    moving = _alive(tangents[:2], primals[2])
+    value, p, q, slope_p, slope_q, pull = _rows(fn, primals)
     dp, dq = (
         dz - jnp.sum(law * dz, axis=-1, keepdims=True)
-        for law, dz in zip((p, q), tangents, strict=True)
+        for law, dz in zip((p, q), moving, strict=True)
     )
     du = pull * (dp - dq)
     both = _centred(slope_p, p), _centred(slope_q, q)
@@ -214,7 +236,7 @@ def _of_logits_slopes_jvp(g: Generator, wanted: Wanted, primals: Any, tangents: 
     change_p = _sum_free(_centred(slope_p * dp + du, p) - p * dp * mean_p, p)
     change_q = _sum_free(_centred(slope_q * dq - du, q) - q * dq * mean_q, q)
     change = _pick(wanted, change_p, change_q)
-    return (value, _pick(wanted, *both)), (_dot(both, tangents), change)
+    return (value, _pick(wanted, *both)), (_dot(both, moving), change)
 
 
 # --- the public functions ---
@@ -227,8 +249,8 @@ def prepare(
     q: Array,
     axis: int,
     where: Array | None,
-) -> tuple[Array, Array]:
-    """Checks, float32 at least, masks as -inf on both sides, support on the last axis."""
+) -> Given:
+    """Checks, and puts the support on the last axis; `clean` does the rest."""
     for name, x in zip(names, (p, q), strict=True):
         check.floating(name, x, caller=caller)
         check.rank_at_least(name, x, 1, caller=caller)
@@ -247,11 +269,11 @@ def prepare(
         check.not_probabilities(name, x, axis, caller=caller, remedy=remedy)
         if name.startswith("log_"):
             check.not_logits(name, x, axis, caller=caller)
-    dtype = jnp.promote_types(jnp.promote_types(p.dtype, q.dtype), jnp.float32)
-    p, q = p.astype(dtype), q.astype(dtype)
+    p, q = jnp.moveaxis(p, axis, -1), jnp.moveaxis(q, axis, -1)
     if where is not None:
-        p, q = jnp.where(where, p, -jnp.inf), jnp.where(where, q, -jnp.inf)
-    return jnp.moveaxis(p, axis, -1), jnp.moveaxis(q, axis, -1)
+        where = jnp.moveaxis(where, axis, -1)
+        where = jnp.broadcast_to(where, (*p.shape[:-1], where.shape[-1]))
+    return p, q, where
 
 
 def _check_generator(caller: str, generator: Generator) -> None:
@@ -304,8 +326,8 @@ def f_divergence(
         0.223805
     """
     _check_generator("f_divergence", generator)
-    a, b = prepare("f_divergence", ("log_p", "log_q"), log_p, log_q, axis, where)
-    return _of_log_probs(_bounded(generator, max_log_ratio), a, b)
+    laws = prepare("f_divergence", ("log_p", "log_q"), log_p, log_q, axis, where)
+    return _of_log_probs(_bounded(generator, max_log_ratio), *laws)
 
 
 def f_divergence_from_logits(
@@ -349,10 +371,10 @@ def f_divergence_from_logits(
         0.1683 ['-0.2583', '0.2583', '0.0000']
     """
     _check_generator("f_divergence_from_logits", generator)
-    a, b = prepare(
+    laws = prepare(
         "f_divergence_from_logits", ("logits_p", "logits_q"), logits_p, logits_q, axis, where
     )
-    return _of_logits(_bounded(generator, max_log_ratio), a, b)
+    return _of_logits(_bounded(generator, max_log_ratio), *laws)
 
 
 def _bounded(g: Generator, max_log_ratio: float | None) -> Generator:

@@ -8,14 +8,14 @@ may cancel near 0, where the library uses the Taylor series that `log_pull` dete
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from math import inf, log
 
 import jax.numpy as jnp
 import numpy as np
 
 from divjax.core import Array, check
-from divjax.divergences.record import Curve, Generator, linear_tails, reverse, scale
+from divjax.divergences.record import Curve, Generator, factory, linear_tails, reverse, scale, short
 
 __all__ = [
     "ALL",
@@ -189,7 +189,7 @@ soft_reverse_kl = Generator(
 """2 KL((p + q)/2 || p): f(t) = (t + 1) log((t + 1)/(2 t)) + t - 1."""
 
 
-@cache
+@factory
 def js(weight: float = 0.5, *, normalise: bool = False) -> Generator:
     """Generalised Jensen-Shannon: b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
 
@@ -206,7 +206,7 @@ def js(weight: float = 0.5, *, normalise: bool = False) -> Generator:
     """
     check.fraction("weight", weight, caller="js", open_ends=True)
     b = float(weight)
-    name = "js" if b == 0.5 else f"js_{b:g}"
+    name = "js" if b == 0.5 else f"js_{short(b)}"
     if normalise:
         return scale(js(b), 1.0 / (b * (1.0 - b)), f"{name}_normalised")
 
@@ -229,7 +229,7 @@ def js(weight: float = 0.5, *, normalise: bool = False) -> Generator:
     )
 
 
-@cache
+@factory
 def skew_kl(weight: float = 0.1) -> Generator:
     """KL(p || a p + (1 - a) q), at most -log a (DistiLLM, arXiv 2402.03898).
 
@@ -260,7 +260,7 @@ def skew_kl(weight: float = 0.1) -> Generator:
         return jnp.where(u < 1.0, -jnp.exp(u) * k - b * grown, -grown * (k + b) - k)
 
     return Generator(
-        name=f"skew_kl_{a:g}",
+        name=f"skew_kl_{short(a)}",
         under_q=under_q,
         under_p=lambda u: b * jnp.expm1(-u) - ratio(u),
         slope_p=lambda u: -a * b * tilted(u) - ratio(u),
@@ -274,7 +274,7 @@ def skew_kl(weight: float = 0.1) -> Generator:
     )
 
 
-@cache
+@factory
 def skew_reverse_kl(weight: float = 0.1) -> Generator:
     """KL(q || a q + (1 - a) p), the reverse of `skew_kl` (arXiv 2402.03898).
 
@@ -282,7 +282,7 @@ def skew_reverse_kl(weight: float = 0.1) -> Generator:
         >>> skew_reverse_kl(0.1).at_inf
         0.9
     """
-    return replace(reverse(skew_kl(weight)), name=f"skew_reverse_kl_{float(weight):g}")
+    return replace(reverse(skew_kl(weight)), name=f"skew_reverse_kl_{short(weight)}")
 
 
 def _alpha_under_q(u: Array, a: float) -> Array:
@@ -314,7 +314,7 @@ def _overflow(u: Array) -> float:
     return float(np.log(np.finfo(u.dtype).max)) - 1.0
 
 
-@cache
+@factory
 def alpha(order: float) -> Generator:
     """Cressie-Read power divergence: f(t) = (t^a - a t - (1 - a)) / (a (a - 1)).
 
@@ -340,7 +340,7 @@ def alpha(order: float) -> Generator:
         "its limits have closed forms: renyi(order=inf) is the largest log-ratio",
     )
     a = float(order)
-    name = f"alpha_{a:g}"
+    name = f"alpha_{short(a)}"
     if a in (0.0, 1.0):
         return replace(kl if a == 1.0 else reverse(kl), name=name)
     return Generator(
@@ -370,7 +370,7 @@ def tsallis(order: float) -> Generator:
         1.0
     """
     check.positive("order", order, caller="tsallis")
-    return scale(alpha(order), float(order), f"tsallis_{float(order):g}")
+    return scale(alpha(order), float(order), f"tsallis_{short(order)}")
 
 
 ALL: tuple[Generator, ...] = (

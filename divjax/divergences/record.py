@@ -4,10 +4,12 @@ D_f(p || q) = sum_i q_i f(t_i) with t = p / q, and all functions take u = log t 
 Gauge: f(1) = f'(1) = 0, so that f >= 0 and every single-sample estimate is >= 0.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from math import exp, inf, log
+from typing import ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +67,36 @@ class Generator:
         return (second, second * (slope - 2.0)) if second > 0 else None
 
 
-@cache
+P = ParamSpec("P")
+
+
+def factory(make: Callable[P, Generator]) -> Callable[P, Generator]:
+    """One record per set of parameters, so that a jitted caller traces once; they are static."""
+    cached, signature = cache(make), inspect.signature(make)
+
+    @wraps(make)
+    def checked(*values: P.args, **named: P.kwargs) -> Generator:
+        bound = signature.bind(*values, **named)
+        bound.apply_defaults()
+        for name, x in bound.arguments.items():
+            check.require(
+                not isinstance(x, jax.Array),
+                make.__name__,
+                f"{name} must be a Python number, static under jit",
+                x,
+                f"pass float({name}), or write what has to move as a weighted sum of records",
+            )
+        return cached(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+def short(x: float) -> str:
+    """A number for a name: the shortest text that gives it back, so that names stay unique."""
+    return repr(float(x)).removesuffix(".0")
+
+
+@factory
 def reverse(g: Generator) -> Generator:
     """The record of D_f(q || p): t f(1/t).
 
@@ -100,7 +131,7 @@ def reverse(g: Generator) -> Generator:
     )
 
 
-@cache
+@factory
 def scale(g: Generator, factor: float, name: str) -> Generator:
     """The record of factor * D_f; factor > 0.
 
@@ -136,7 +167,7 @@ def scale(g: Generator, factor: float, name: str) -> Generator:
     )
 
 
-@cache
+@factory
 def linear_tails(g: Generator, max_log_ratio: float) -> Generator:
     """A finite surrogate: f goes on along its tangent, linearly in t, where |u| is beyond a bound.
 
@@ -155,8 +186,8 @@ def linear_tails(g: Generator, max_log_ratio: float) -> Generator:
         return lambda u: curve(jnp.clip(u, -bound, bound))
 
     def end(curve: Curve, u: float) -> float:
-        with jax.ensure_compile_time_eval():
-            return float(curve(jnp.asarray(u)))
+        with jax.enable_x64(True), jax.ensure_compile_time_eval():
+            return float(curve(jnp.asarray(u)))  # once for all types, so in the widest
 
     slope_p, slope_q = clipped(g.slope_p), clipped(g.slope_q)
 
@@ -164,7 +195,7 @@ def linear_tails(g: Generator, max_log_ratio: float) -> Generator:
         return jnp.where(jnp.abs(u) <= bound, curve(jnp.clip(u, -bound, bound)), tangent)
 
     return Generator(
-        name=f"{g.name}_linear_{bound:g}",
+        name=f"{g.name}_linear_{short(bound)}",
         under_q=lambda u: inside(u, g.under_q, slope_q(u) + jnp.exp(u) * slope_p(u)),
         under_p=lambda u: inside(u, g.under_p, jnp.exp(-u) * slope_q(u) + slope_p(u)),
         slope_p=slope_p,

@@ -8,7 +8,15 @@ import numpy as np
 
 from divjax.core import Array, check
 from divjax.divergences import generators
-from divjax.divergences.f import f_divergence, f_divergence_from_logits, prepare
+from divjax.divergences.f import (
+    Pair,
+    clean,
+    f_divergence,
+    f_divergence_from_logits,
+    given,
+    normalised,
+    prepare,
+)
 
 
 def renyi(
@@ -40,11 +48,11 @@ def renyi(
         0.446820
     """
     _check_order(order, "renyi")
-    p, q = prepare("renyi", ("log_p", "log_q"), log_p, log_q, axis, where)
+    p, q = clean(*prepare("renyi", ("log_p", "log_q"), log_p, log_q, axis, where))
     if order == 1:
         return f_divergence(p, q, generators.kl)
     near = f_divergence(p, q, generators.alpha(order)) if 0 < order < inf else None
-    return _renyi(p, q, near, float(order))
+    return _renyi(given(p, q), near, float(order))
 
 
 def renyi_from_logits(
@@ -77,11 +85,11 @@ def renyi_from_logits(
     """
     _check_order(order, "renyi_from_logits")
     names = ("logits_p", "logits_q")
-    p, q = prepare("renyi_from_logits", names, logits_p, logits_q, axis, where)
+    p, q = clean(*prepare("renyi_from_logits", names, logits_p, logits_q, axis, where))
     if order == 1:
         return f_divergence_from_logits(p, q, generators.kl)
     near = f_divergence_from_logits(p, q, generators.alpha(order)) if 0 < order < inf else None
-    return _renyi(_log_softmax(p), _log_softmax(q), near, float(order))
+    return _renyi(normalised(p, q), near, float(order))
 
 
 def _check_order(order: float, caller: str) -> None:
@@ -89,24 +97,19 @@ def _check_order(order: float, caller: str) -> None:
     check.require(ok, caller, "order must be a number >= 0", order, "for example order=0.5")
 
 
-def _log_softmax(z: Array) -> Array:
-    """log_softmax in which a row without any finite entry stays -inf instead of NaN."""
-    some = jnp.any(z > -inf, axis=-1, keepdims=True)
-    return jnp.where(some, jax.nn.log_softmax(jnp.where(some, z, 0.0), axis=-1), -inf)
-
-
-def _renyi(log_p: Array, log_q: Array, alpha: Array | None, order: float) -> Array:
-    """From log-probs, and from the alpha divergence where the two laws are close."""
+def _renyi(pair: Pair, alpha: Array | None, order: float) -> Array:
+    """From log-ratios, and from the alpha divergence where the two laws are close."""
+    log_p, log_q = pair.log_p, pair.log_q
     both = (log_p > -inf) & (log_q > -inf)
-    lp, lq = jnp.where(both, log_p, 0.0), jnp.where(both, log_q, 0.0)
+    u, lq = jnp.where(both, pair.u, 0.0), jnp.where(both, log_q, 0.0)
     # What only p can reach: lost for a < 1 (its term is 0), infinite for a > 1.
     outside = jnp.any((log_p > -inf) & (log_q == -inf), axis=-1)
     infinite = jnp.where(outside, inf, 0.0) if order > 1 else 0.0
     if order == inf:
-        return jnp.max(lp - lq, axis=-1, where=both, initial=0.0) + infinite
+        return jnp.max(u, axis=-1, where=both, initial=0.0) + infinite
     some = jnp.any(both, axis=-1)
     empty = ~jnp.any((log_p > -inf) | (log_q > -inf), axis=-1)
-    terms = jnp.where(both, order * lp + (1.0 - order) * lq, -inf)
+    terms = jnp.where(both, lq + order * u, -inf)
     terms = jnp.where(some[..., None], terms, 0.0)  # a row of -inf has no gradient
     far = jax.nn.logsumexp(terms, axis=-1) / (order - 1.0)
     disjoint = inf if order < 1 else 0.0

@@ -67,7 +67,7 @@ def under_q(
         0.1487
     """
     u = _log_ratio(log_p, log_q, mask, "under_q")
-    terms = _terms.under_q(generator, u)
+    terms = _terms.at_sample(generator, u)
     return terms + control * jnp.expm1(u) if control else terms
 
 
@@ -105,7 +105,7 @@ def under_p(
         0.1065
     """
     u = _log_ratio(log_p, log_q, mask, "under_p")
-    terms = _terms.under_p(generator, u)
+    terms = _terms.at_sample(generators.reverse(generator), -u)
     return terms + control * jnp.expm1(-u) if control else terms
 
 
@@ -158,7 +158,9 @@ def k2(log_p: Array, log_q: Array, *, mask: Array | None = None) -> Array:
         >>> float(k2(jnp.array([-1.0]), jnp.array([-1.5]))[0])
         0.125
     """
-    return 0.5 * _log_ratio(log_p, log_q, mask, "k2") ** 2
+    u = _log_ratio(log_p, log_q, mask, "k2")
+    far = jnp.isinf(u)  # infinite, with the derivative of the finite terms: none
+    return jnp.where(far, jnp.inf, 0.5 * jnp.where(far, 0.0, u) ** 2)
 
 
 def k3(log_p: Array, log_q: Array, *, mask: Array | None = None) -> Array:
@@ -224,7 +226,7 @@ def score_under_p(
         0.5
     """
     u = _log_ratio(log_p, log_q, mask, "score_under_p")
-    return _score(generator.slope_p(u) - baseline, log_p, mask)
+    return _score(_terms.slope_at_sample(generator, u) - baseline, log_p, mask)
 
 
 def score_under_q(
@@ -263,11 +265,13 @@ def score_under_q(
         0.5
     """
     u = _log_ratio(log_p, log_q, mask, "score_under_q")
-    return _score(generator.slope_q(u) - baseline, log_q, mask)
+    weight = _terms.slope_at_sample(generators.reverse(generator), -u)
+    return _score(weight - baseline, log_q, mask)
 
 
 def _score(weight: Array, log_law: Array, mask: Array | None) -> Array:
-    log_law = log_law if mask is None else jnp.where(mask, log_law, 0.0)
+    alive = log_law > -jnp.inf if mask is None else mask & (log_law > -jnp.inf)
+    log_law = jnp.where(alive, log_law, 0.0)
     return jax.lax.stop_gradient(weight) * log_law
 
 

@@ -25,6 +25,7 @@ def check_logits(
     for name, x in (("student_logits", student), ("teacher_logits", teacher)):
         check.floating(name, x, caller=caller)
         check.rank_at_least(name, x, 1, caller=caller)
+        check.not_probabilities(name, x, -1, caller=caller, remedy=f"pass jnp.log({name})")
     check.same_shape(("student_logits", "teacher_logits"), (student, teacher), caller=caller)
     check.require(student.size > 0, caller, "the batch must not be empty", student, "skip it")
     check.boolean_mask("mask", mask, student.shape[:-1], caller=caller)

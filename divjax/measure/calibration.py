@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from divjax.core import Array, check
 
@@ -56,7 +57,8 @@ def calibration(
     whole = isinstance(bins, int) and bins > 0
     check.require(whole, "calibration", "bins must be an int > 0", bins, "bins=15")
     confidence = jnp.max(jax.nn.softmax(_wide(logits)), axis=-1)
-    correct = jnp.argmax(logits, axis=-1) == labels
+    # Of NaN nothing is right: its row shows as NaN in the sums of the last bin.
+    correct = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(confidence)
     # Edges in the type of the confidence: 0.8 of one type is above 0.8 of a wider one.
     edges = jnp.arange(1, bins, dtype=confidence.dtype) / bins
     index = jnp.searchsorted(edges, confidence, side="left")
@@ -100,7 +102,7 @@ def brier_score(logits: Array, labels: Array) -> Array:
         labels: [B] int.
 
     Returns:
-        [B].
+        [B]; NaN where the label is no class.
 
     Raises:
         ValueError: shapes or dtypes are not as above.
@@ -116,7 +118,8 @@ def brier_score(logits: Array, labels: Array) -> Array:
     """
     _check("brier_score", logits, labels, None)
     p = jax.nn.softmax(_wide(logits))
-    return jnp.sum((p - jax.nn.one_hot(labels, logits.shape[-1])) ** 2, axis=-1)
+    score = jnp.sum((p - jax.nn.one_hot(labels, logits.shape[-1])) ** 2, axis=-1)
+    return jnp.where(_is_class(logits, labels), score, jnp.nan)
 
 
 def negative_log_likelihood(logits: Array, labels: Array) -> Array:
@@ -127,7 +130,7 @@ def negative_log_likelihood(logits: Array, labels: Array) -> Array:
         labels: [B] int.
 
     Returns:
-        [B].
+        [B]; NaN where the label is no class.
 
     Raises:
         ValueError: shapes or dtypes are not as above.
@@ -143,7 +146,12 @@ def negative_log_likelihood(logits: Array, labels: Array) -> Array:
     """
     _check("negative_log_likelihood", logits, labels, None)
     log_p = jax.nn.log_softmax(_wide(logits))
-    return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    picked = jnp.take_along_axis(log_p, labels[:, None], axis=-1, mode="clip")[:, 0]
+    return jnp.where(_is_class(logits, labels), -picked, jnp.nan)
+
+
+def _is_class(logits: Array, labels: Array) -> Array:
+    return (labels >= 0) & (labels < logits.shape[-1])
 
 
 def _wide(logits: Array) -> Array:
@@ -153,9 +161,12 @@ def _wide(logits: Array) -> Array:
 def _check(caller: str, logits: Array, labels: Array, mask: Array | None) -> None:
     check.floating("logits", logits, caller=caller)
     check.require(logits.ndim == 2, caller, "logits must be [B, K]", logits, "pass logits[None]")
+    check.require(logits.size > 0, caller, "logits must not be empty", logits, "skip the batch")
     rows = logits.shape[:1]
     check.require(
-        labels.shape == rows and jnp.issubdtype(labels.dtype, jnp.integer),
+        isinstance(labels, jax.Array | np.ndarray)
+        and labels.shape == rows
+        and jnp.issubdtype(labels.dtype, jnp.integer),
         caller,
         f"labels must be int {list(rows)}",
         labels,

@@ -66,7 +66,8 @@ def adaptive_kl(*, target: float, horizon: float, initial: float) -> Controller:
         A Controller with knob beta [], state beta [] and signal `kl` [].
 
     Raises:
-        ValueError: a hyper-parameter is not a finite number > 0 (references: arXiv 1909.08593).
+        ValueError: a hyper-parameter is not a finite number > 0, or horizon is not > 0.2
+            (references: arXiv 1909.08593).
 
     Example:
         >>> from divjax.optim import adaptive_kl
@@ -76,10 +77,18 @@ def adaptive_kl(*, target: float, horizon: float, initial: float) -> Controller:
     """
     for name, x in {"target": target, "horizon": horizon, "initial": initial}.items():
         positive(name, x, caller="adaptive_kl")
+    require(
+        horizon > 0.2,
+        "adaptive_kl",
+        "horizon must be > 0.2, or a coefficient could turn negative",
+        horizon,
+        "for example horizon=10.0",
+    )
 
     def move(beta: Array, *, kl: Array, **_: Any) -> Array:
         error = jnp.clip(kl / target - 1, -0.2, 0.2)
-        return beta * (1 + error / horizon)
+        moved = beta * (1 + error / horizon)
+        return jnp.where(jnp.isnan(kl), beta, moved).astype(beta.dtype)  # NaN teaches nothing
 
     return _Rule(lambda: jnp.float32(initial), lambda beta: beta, move)
 
@@ -111,17 +120,22 @@ def multiplicative_weights(size: int, *, rate: float, read: Callable[..., Array]
         >>> [round(float(w), 4) for w in weights(state)]
         [0.5, 1.5]
     """
-    positive("size", size, caller="multiplicative_weights")
+    _check_count("size", size, caller="multiplicative_weights")
     positive("rate", rate, caller="multiplicative_weights")
 
     def move(log_weights: Array, **signals: Any) -> Array:
-        return jax.nn.log_softmax(log_weights + rate * read(**signals))
+        return jax.nn.log_softmax(log_weights + rate * read(**signals)).astype(log_weights.dtype)
 
     return _Rule(
         lambda: jnp.full(size, -jnp.log(jnp.float32(size))),
         lambda log_weights: size * jax.nn.softmax(log_weights),
         move,
     )
+
+
+def _check_count(name: str, value: int, *, caller: str) -> None:
+    ok = isinstance(value, int) and value >= 1
+    require(ok, caller, f"{name} must be an integer >= 1", value, f"for example {name}=4")
 
 
 class Window(NamedTuple):
@@ -164,8 +178,8 @@ def windowed(
         >>> float(newest(newest.update(newest.init(), x=jnp.float32(7.0)))[0])
         7.0
     """
-    positive("size", size, caller="windowed")
-    positive("length", length, caller="windowed")
+    _check_count("size", size, caller="windowed")
+    _check_count("length", length, caller="windowed")
 
     def move(window: Window, **signals: Any) -> Window:
         x, present = read(**signals)

@@ -71,11 +71,10 @@ def loss_and_grad(
         >>> float(grad), float(loss.terms["fit"][1].weight)
         (-4.0, 3.0)
     """
-    positive("accumulate", accumulate, caller="loss_and_grad")
     require(
-        isinstance(accumulate, int),
+        isinstance(accumulate, int) and accumulate >= 1,
         "loss_and_grad",
-        "accumulate must be an integer",
+        "accumulate must be an integer >= 1",
         accumulate,
         "pass the number of microbatches, for example accumulate=4",
     )

@@ -170,6 +170,11 @@ def _info(loss: Loss) -> Info:
         taken or ["empty_terms"],
         "rename them: optax passes these keywords itself",
     )
+    twice = sorted({*means} & {*loss.metrics})
+    require(
+        not twice, "Step.update", "a metric must not have the name of a term", twice,
+        "rename it: controllers get both by name",
+    )  # fmt: skip
     empty = [jnp.all(mean.weight == 0).astype(jnp.float32) for mean in means.values()]
     return Info(
         value=_strong(objective_value(loss)),

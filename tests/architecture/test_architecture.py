@@ -54,6 +54,7 @@ LONG_FUNCTIONS: dict[tuple[str, str], str] = {}
 KEYWORDS = {
     ("optim", "signals"): "the protocol of optax's stateful schedules: all metrics are offered",
     ("optim", "_"): "the same protocol: signals that a controller does not need",
+    ("divergences", "named"): "a decorator: whatever the decorated factory takes",
     ("lab", "columns"): "the columns of a row are data",
 }
 PROBING = {

@@ -382,3 +382,31 @@ def test_where_may_have_axes_of_one():
     got = f_divergence(p, q, generators.kl, where=rows)
     expected = jnp.where(rows[..., 0], f_divergence(p, q, generators.kl), 0.0)
     np.testing.assert_allclose(got, expected)
+
+
+def test_logits_beyond_the_largest_difference_of_their_type():
+    """3e38 - (-3e38) is infinite: a limit, not NaN."""
+    p, q = jnp.array([3e38, 0.0]), jnp.array([-3e38, 0.0])
+    for g in generators.ALL:
+        value, gradient = jax.value_and_grad(f_divergence_from_logits, 1)(p, q, g)
+        assert not jnp.isnan(value)
+        assert jnp.isfinite(gradient).all()
+    np.testing.assert_allclose(f_divergence_from_logits(p, q, generators.tv), 1.0, rtol=1e-6)
+
+
+def test_parameters_of_records_are_static():
+    with pytest.raises(ValueError, match=r"js: weight must be a Python number.*float\(weight\)"):
+        generators.js(jnp.float32(0.5))
+    assert generators.js(weight=0.5) is generators.js()
+    assert generators.alpha(1 + 1e-7).name != generators.alpha(1.0).name
+
+
+@BOTH
+def test_forward_mode_behind_a_mask(divergence):
+    """A tangent of NaN at a masked entry counts for nothing."""
+    p, q = laws((2, 5))
+    where = jnp.array([[True] * 4 + [False], [True] * 5])
+    tangent = jnp.where(where, 1.0, NAN)
+    out, change = jax.jvp(lambda q: divergence(p, q, generators.kl, where=where), (q,), (tangent,))
+    assert jnp.isfinite(out).all()
+    assert jnp.isfinite(change).all()

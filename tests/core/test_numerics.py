@@ -61,3 +61,26 @@ def test_norm_and_sqrt_have_gradient_zero_at_the_origin():
     assert (jax.grad(core.safe_norm)(jnp.zeros(3)) == 0).all()
     np.testing.assert_allclose(jax.grad(core.safe_norm)(jnp.array([3.0, 4.0])), [0.6, 0.8])
     assert jax.grad(core.safe_sqrt)(0.0) == 0
+
+
+def test_far_arguments_have_values_and_derivatives():
+    assert core.exprel(jnp.float32(jnp.inf)) == jnp.inf
+    assert jax.grad(core.exprel)(jnp.float32(1e4)) == jnp.inf
+    np.testing.assert_allclose(core.exprel(jnp.float32(60.0)), np.expm1(60.0) / 60, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.grad(core.exprel)(jnp.float32(60.0)), np.exp(60.0) * 59 / 3600, rtol=1e-5
+    )
+    np.testing.assert_allclose(core.safe_norm(jnp.array([3e20, 4e20])), 5e20, rtol=1e-6)
+    tiny, slope = jax.value_and_grad(core.safe_norm)(jnp.array([3e-30, 4e-30]))
+    np.testing.assert_allclose(tiny, 5e-30, rtol=1e-6)
+    np.testing.assert_allclose(slope, [0.6, 0.8], rtol=1e-6)
+    assert jnp.isnan(core.safe_sqrt(jnp.float32(-1.0)))
+
+
+def test_log_mean_exp_is_float32_and_has_no_nan():
+    half = core.log_mean_exp(jnp.zeros(70000, jnp.float16))
+    assert half.dtype == jnp.float32
+    assert half == 0
+    nothing = jnp.array([-jnp.inf, -jnp.inf])
+    assert core.log_mean_exp(nothing) == -jnp.inf
+    assert (jax.grad(core.log_mean_exp)(nothing) == 0).all()

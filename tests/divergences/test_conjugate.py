@@ -75,3 +75,15 @@ def test_the_derivative_of_the_conjugate_is_the_ratio(g):
     u = jnp.linspace(-3.0, 3.0, 13)
     got = jax.vmap(jax.grad(lambda s: conjugate(g, s)))(g.slope_p(u))
     np.testing.assert_allclose(got, np.exp(u), rtol=2e-3)
+
+
+@pytest.mark.parametrize("order", [1.0001, 1.01, 1.5, 3.0])
+def test_below_the_range_of_the_slope(order):
+    """f'(0) = -1 / (a - 1), however close a is to 1: there f* = -f(0)."""
+    g, edge = generators.alpha(order), -1.0 / (order - 1.0)
+    s = jnp.float32(2 * edge)
+    assert inverse_slope(g, s) == -jnp.inf
+    np.testing.assert_allclose(conjugate(g, s), -1.0 / order, rtol=1e-6)
+    inside = conjugate(g, jnp.float32(0.5 * edge))
+    expected = (0.5 ** (order / (order - 1.0)) - 1.0) / order
+    np.testing.assert_allclose(inside, expected, rtol=2e-3, atol=1e-6)

@@ -62,3 +62,17 @@ def test_gradient_reaches_the_tails(name, x64):
                 ends.append(exact(*curve, *moved))
             np.testing.assert_allclose(got[i], (ends[0] - ends[1]) / 2e-6, rtol=1e-7, atol=1e-9)
         assert got[0] != 0
+
+
+def test_the_costs_do_not_depend_on_the_type_that_was_first():
+    """They are computed once per record, so in float64 whatever the first call was in."""
+    bound = 0.7123
+    p32 = jnp.array([-jnp.inf, 0.0], jnp.float32)
+    f_divergence(p32, p32, generators.kl, max_log_ratio=bound)
+    with jax.enable_x64(True):
+        p, q = jnp.array([-jnp.inf, 0.0]), jnp.log(jnp.array([0.5, 0.5]))
+        got = f_divergence(p, q, generators.kl, max_log_ratio=bound)
+        t = np.exp(-bound)  # f at 0 by the tangent at the bound: f(t) - t f'(t)
+        low = 0.5 * (1 - t)
+        u = np.log(2.0)
+        np.testing.assert_allclose(got, low + 0.5 * (2 * u - 2 + 1), rtol=1e-12)

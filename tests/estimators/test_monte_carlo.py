@@ -133,3 +133,53 @@ def test_bad_input(arguments, message):
         ValueError, match=r"mask must be bool \[2\], got float32 \[2, 1\].*mask\[..., 0\] > 0"
     ):
         estimators.k3(jnp.zeros(2), jnp.zeros(2), mask=jnp.ones((2, 1)))
+
+
+EDGES = (
+    (-np.inf, -1.0), (-1.0, -np.inf), (-np.inf, -np.inf), (-1.0, -201.0), (-201.0, -1.0),
+    (-1e10, -1.0), (-1.0, -1e10),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("estimator", [estimators.under_q, estimators.under_p])
+def test_no_derivative_is_nan_at_the_edges(estimator):
+    """All records in one function: values, both gradients, forward mode and second derivatives."""
+    p, q = jnp.array(EDGES, jnp.float32).T
+
+    def one(p, q):
+        return jnp.stack([estimator(p, q, g) for g in generators.ALL])
+
+    def derivatives(p, q):
+        return one(p, q), jax.jacrev(one, (0, 1))(p, q), jax.jacfwd(jax.jacrev(one), (0, 1))(p, q)
+
+    for x in jax.tree.leaves(jax.jit(jax.vmap(derivatives))(p, q)):
+        assert not jnp.isnan(x).any()
+
+
+def test_samples_where_the_other_law_is_zero_cost_the_limit():
+    """f(0) for a sample of q that p cannot reach, f'(inf) for one of p that q cannot reach."""
+    nothing, sample = jnp.float32(-np.inf), jnp.float32(-1.0)
+    for g in generators.ALL:
+        assert estimators.under_q(nothing, sample, g) == np.float32(g.at_zero)
+        assert estimators.under_p(sample, nothing, g) == np.float32(g.at_inf)
+        for score in (estimators.score_under_p, estimators.score_under_q):
+            for pair in ((nothing, sample), (sample, nothing), (nothing, nothing)):
+                gradients = jax.grad(lambda p, q, f=score, g=g: f(p, q, g), (0, 1))(*pair)
+                assert jnp.isfinite(jnp.stack(gradients)).all()
+    assert estimators.k3(nothing, sample) == np.inf
+    assert estimators.k1(nothing, nothing) == estimators.k2(nothing, nothing) == 0
+    assert jax.grad(estimators.k2)(sample, nothing) == 0
+
+
+def test_the_gradient_of_a_sample_value_is_the_derivative_of_its_formula(x64):
+    u = jnp.linspace(-3.0, 3.0, 25)
+    for g in generators.ALL:
+        if g.taylor is None:
+            continue
+        slope = jax.vmap(jax.grad(lambda p, g=g: estimators.under_q(p, jnp.zeros(()), g)))(u)
+        np.testing.assert_allclose(slope, jnp.exp(u) * g.slope_p(u), rtol=1e-9, atol=1e-12)
+        bend = jax.vmap(jax.grad(jax.grad(lambda p, g=g: estimators.under_q(p, jnp.zeros(()), g))))(
+            u
+        )
+        second = jax.vmap(jax.grad(jax.grad(g.under_q)))(jnp.where(u == 0, 1e-3, u))
+        np.testing.assert_allclose(jnp.where(u == 0, second, bend), second, rtol=1e-6, atol=1e-9)

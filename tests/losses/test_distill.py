@@ -163,3 +163,23 @@ def test_bfloat16_logits_give_float32_losses_and_bfloat16_gradients():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_probabilities_are_refused_at_any_temperature(temperature):
+    p, q = jnp.array([[0.2, 0.8], [0.4, 0.6]]), jnp.array([[3.0, 1.0], [0.0, 1.0]])
+    with pytest.raises(
+        ValueError, match="temperature_kd: teacher_logits must not be probabilities"
+    ):
+        temperature_kd(q, p, temperature=temperature)
+    mixed = jnp.array([[0.25, 0.75], [5.0, 1.0]])  # logits, one row of which sums to 1
+    assert jnp.isfinite(temperature_kd(q, mixed, temperature=temperature).value)
+
+
+def test_a_temperature_may_be_traced():
+    z = jnp.array([[2.0, 0.0]])
+    run = jax.jit(lambda t: temperature_kd(jnp.zeros((1, 2)), z, temperature=t).value)
+    expected = temperature_kd(jnp.zeros((1, 2)), z, temperature=3.0).value
+    np.testing.assert_allclose(run(3.0), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
+        temperature_kd(jnp.zeros((1, 2)), z, temperature=jnp.float32(0.0))

@@ -112,3 +112,17 @@ def test_bad_input():
         calibration(jnp.log(jnp.float32(P)), jnp.eye(2)[Y])
     with pytest.raises(ValueError, match=r"bins must be an int > 0, got 2.5"):
         calibration(jnp.log(jnp.float32(P)), Y, bins=2.5)
+
+
+def test_what_is_no_number_or_no_class_is_not_scored():
+    logits = jnp.array([[jnp.nan, 0.0], [0.0, 5.0]])
+    sums = calibration(logits, jnp.array([0, 1]))
+    assert sums.correct.sum() == 1
+    assert jnp.isnan(expected_calibration_error(sums))
+    for label in (-1, 2):
+        for score in (negative_log_likelihood, brier_score):
+            assert jnp.isnan(score(jnp.array([[0.0, 5.0]]), jnp.array([label])))[0]
+    with pytest.raises(ValueError, match="labels must be int"):
+        brier_score(logits, [0, 1])
+    with pytest.raises(ValueError, match="logits must not be empty"):
+        calibration(jnp.zeros((2, 0)), jnp.zeros(2, int))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from divjax.models import MLP, split
@@ -39,3 +40,21 @@ def test_layers_draw_different_noise():
     keys = jax.random.split(jax.random.key(0), 2)
     out, _ = apply(params, jnp.ones((2, 1)), key=keys, train=True)
     assert abs(float((out > 0).mean()) - 0.25) < 0.08
+
+
+class _Other(nnx.Module):
+    def __init__(self, part):
+        self.part = part
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (lambda: nnx.BatchNorm(3, rngs=nnx.Rngs(0)), "part.mean"),
+        (lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)), "part.rngs"),
+    ],
+)
+def test_what_is_no_parameter_is_refused(part, name):
+    """Statistics would be trained, and random streams differentiated."""
+    with pytest.raises(ValueError, match=rf"split: the module must hold nnx.Param only.*{name}"):
+        split(_Other(part()))

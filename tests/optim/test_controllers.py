@@ -131,3 +131,21 @@ def test_learning_rate_driven_by_a_controller(wrap):
         updates, state = tx.update(jnp.float32(-1.0), state, params, kl=jnp.float32(kl), value=0.0)
         steps.append(float(updates))
     np.testing.assert_allclose(steps, [0.5, 0.5 * 0.6, 0.5 * 0.6 * 1.4], rtol=1e-6)
+
+
+def test_controllers_keep_their_type_in_x64(x64):
+    control = adaptive_kl(target=1.0, horizon=10.0, initial=1.0)
+    state = control.init()
+    assert control.update(state, kl=jnp.float64(2.0)).dtype == state.dtype
+    weights = multiplicative_weights(2, rate=1.0, read=lambda *, losses, **_: losses)
+    moved = weights.update(weights.init(), losses=jnp.array([1.0, 2.0], jnp.float64))
+    assert moved.dtype == weights.init().dtype
+
+
+def test_a_signal_of_nan_leaves_the_coefficient():
+    control = adaptive_kl(target=1.0, horizon=10.0, initial=0.5)
+    assert control.update(control.init(), kl=jnp.float32(jnp.nan)) == 0.5
+    with pytest.raises(ValueError, match=r"horizon must be > 0\.2"):
+        adaptive_kl(target=1.0, horizon=0.1, initial=0.5)
+    with pytest.raises(ValueError, match="size must be an integer"):
+        multiplicative_weights(2.5, rate=1.0, read=lambda **_: 0.0)

@@ -62,3 +62,12 @@ def test_frozen_in_one_line():
 def test_periodic_in_one_line():
     ref = follow(swap_when(lambda step, **_: step % 2 == 0), trees(6))
     np.testing.assert_array_equal(ref["w"], trees(6)[4]["w"])
+
+
+def test_an_average_of_bfloat16_goes_on_moving():
+    average = ema(0.999)
+    ref = average.init(jnp.bfloat16(1.0))
+    assert ref.dtype == jnp.float32
+    for step in range(3000):
+        ref = average.update(ref, jnp.bfloat16(2.0), step)
+    np.testing.assert_allclose(ref, 2.0 - 0.999**3000, rtol=1e-3)

@@ -290,3 +290,16 @@ def test_importing_train_does_not_import_orbax():
     code = "import sys, divjax.train, divjax.optim; sys.exit('orbax' in str(list(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert Path(checkpoint.__file__).name == "checkpoint.py"
+
+
+def test_one_save_keeps_the_steps_beside_it(tmp_path):
+    for step in (5, 10, 6):
+        checkpoint.save(tmp_path, step, {"w": jnp.ones(2)}, {})
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [5, 6, 10]
+    with pytest.raises(ValueError, match="step must be one that"):
+        checkpoint.save(tmp_path, 5, {"w": jnp.zeros(2)}, {})
+    with pytest.raises(ValueError, match="step must be an int >= 0"):
+        checkpoint.save(tmp_path, -1, {"w": jnp.zeros(2)}, {})
+    with pytest.raises(TypeError):
+        checkpoint.save(tmp_path, 7, {"w": "text"}, {})
+    assert checkpoint.restore(tmp_path, {"w": jnp.zeros(2)}, {})[1] == 10

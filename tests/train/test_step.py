@@ -463,3 +463,40 @@ def test_weak_types_do_not_compile_twice():
 def test_objective_may_be_a_partial_and_params_a_bare_array():
     step, state = scalar_step(functools.partial(linear(lambda ctx: 1.0)))
     assert float(step.update(state, X)[0].params) == 1.0
+
+
+def test_a_metric_named_like_a_term_is_refused():
+    def objective(w, batch, ctx):
+        mean = masked_mean(batch["x"] * w)
+        return Loss({"kl": (1.0, mean)}, {"kl": mean})
+
+    step = make_step(objective, optax.sgd(0.1))
+    state = step.init(jnp.float32(1.0), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"must not have the name of a term, got \['kl'\]"):
+        step.update(state, X)
+
+
+MEAN = Mean(jnp.float32(1.0), jnp.float32(1.0))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (jnp.float32(1.0), r"must return a divjax.core.Loss"),
+        (Loss({"fit": MEAN}), r"term 'fit' must be \(coefficient, Mean\)"),
+        (Loss({"fit": (1.0, jnp.float32(2.0))}), r"term 'fit' must be"),
+        (Loss({}, {"acc": jnp.float32(2.0)}), "metric 'acc' must be a Mean"),
+    ],
+)
+def test_what_an_objective_must_return(returned, message):
+    step = make_step(lambda w, batch, ctx: returned, optax.sgd(0.1))
+    state = step.init(jnp.float32(1.0), jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        step.update(state, X)
+
+
+def test_parts_of_a_step():
+    with pytest.raises(ValueError, match="tx must be an optax transformation"):
+        make_step(lambda *_: Loss({}), 1e-3)
+    with pytest.raises(ValueError, match=r"references\['slow'\] must be a Reference"):
+        make_step(lambda *_: Loss({}), optax.sgd(0.1), references={"slow": 0.9})
