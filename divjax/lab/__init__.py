@@ -81,10 +81,12 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     plots.reliability(confidence, accuracy, count) -> Figure     # {arm: [bins]} three times
     plots.intervals(parts) -> Figure                             # every report has this one
     digits() -> Data(inputs, labels, provenance)                 # real 8x8 images
+    noisy_splits(data, seed, *, train, validation, noise) -> {split: (inputs, labels)}
+    minibatches({name: [S, N, ...]}, seeds, *, size) -> (step -> {name: [S, B, ...]})
     load(name, read, *, source, path=None) -> (arrays, Provenance)      # path or $DIVJAX_DATA
 """
 
-from divjax.lab.data import Data, digits, load
+from divjax.lab.data import Data, digits, load, minibatches, noisy_splits
 from divjax.lab.experiment import Cell, Experiment, Provenance, Report
 from divjax.lab.loop import NonFinite, Run
 from divjax.lab.records import LabError, Record, Records
@@ -112,6 +114,8 @@ __all__ = [
     "frame",
     "keep",
     "load",
+    "minibatches",
+    "noisy_splits",
     "not_worse",
     "stated",
     "summary",

@@ -3,9 +3,9 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -56,6 +56,66 @@ def digits() -> Data:
     source = "scikit-learn, load_digits (UCI optdigits, test part)"
     digest = hashlib.sha256(inputs.tobytes() + labels.tobytes()).hexdigest()
     return Data(inputs, labels, Provenance("digits", source, digest, True, "BSD-3, CC BY 4.0"))
+
+
+def noisy_splits(
+    data: Data, seed: int, *, train: int, validation: int, noise: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A seed's own train, validation and test split; only training labels are noisy.
+
+    Args:
+        data: N examples.
+        seed: of the split and of the noise.
+        train: examples of the first split.
+        validation: of the second; the rest is the test split.
+        noise: share of the training labels that is replaced by a uniform draw.
+
+    Returns:
+        {"train": (inputs, labels), "validation": ..., "test": ...}.
+
+    Example:
+        >>> parts = noisy_splits(digits(), 0, train=400, validation=597, noise=0.3)
+        >>> {name: len(labels) for name, (_, labels) in parts.items()}
+        {'train': 400, 'validation': 597, 'test': 800}
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(data.labels))
+    x, y = data.inputs[order], data.labels[order].copy()
+    noisy = rng.uniform(size=train) < noise
+    y[:train] = np.where(noisy, rng.integers(0, data.labels.max() + 1, train), y[:train])
+    ends = train, train + validation
+    parts = (slice(0, ends[0]), slice(*ends), slice(ends[1], None))
+    return {n: (x[s], y[s]) for n, s in zip(("train", "validation", "test"), parts, strict=True)}
+
+
+def minibatches(
+    arrays: Mapping[str, Any], seeds: Sequence[int], *, size: int
+) -> Callable[[int], dict[str, Any]]:
+    """Random rows for each seed, as a pure function of the step.
+
+    Args:
+        arrays: name -> [S, N, ...], one slice per seed.
+        seeds: S of them.
+        size: B, rows per step, drawn without replacement.
+
+    Returns:
+        step -> {name: [S, B, ...]}.
+
+    Example:
+        >>> rows = minibatches({"x": np.arange(6).reshape(2, 3)}, (0, 1), size=2)
+        >>> rows(0)["x"].shape, bool((rows(5)["x"] == rows(5)["x"]).all())
+        ((2, 2), True)
+    """
+
+    def batches(step: int) -> dict[str, Any]:
+        count = next(iter(arrays.values())).shape[1]
+        rows = np.stack(
+            [np.random.default_rng((seed, step)).permutation(count)[:size] for seed in seeds]
+        )
+        seed = np.arange(len(seeds))[:, None]
+        return {name: x[seed, rows] for name, x in arrays.items()}
+
+    return batches
 
 
 def load(
