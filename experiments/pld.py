@@ -10,12 +10,8 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import nnx
 
-from divjax.core import Loss, masked_mean
-from divjax.divergences import f_divergence_from_logits, generators
 from divjax.lab import (
     Cell,
     Experiment,
@@ -26,16 +22,13 @@ from divjax.lab import (
     final,
     keep,
     minibatches,
-    noisy_splits,
     plots,
+    stacked_splits,
     summary,
     superior,
 )
-from divjax.losses import pld, temperature_kd
-from divjax.measure import calibration, expected_calibration_error
-from divjax.models import MLP, split
-from divjax.recipes import kd
-from divjax.train import make_step, over_seeds, parallel
+from divjax.losses import pld
+from divjax.recipes import bench, kd
 
 TRAIN, VALIDATION, NOISE = 900, 297, 0.2  # of 1797 images; the other 600 are the test split
 BATCH, TEACHER_STEPS, TEACHER_RATE = 128, 300, 3e-3
@@ -58,16 +51,10 @@ def ranked(weights: Callable[[jax.Array], jax.Array] | None = None, temperature:
     return {"pld": (1.0, term)}
 
 
-def matched(temperature: float):
-    """Classical distillation in the proportions of the paper's baseline."""
-    term = lambda o: temperature_kd(o.student, o.teacher, temperature=temperature)  # noqa: E731
-    return {"ce": (0.1, kd.cross_entropy), "kd": (0.9, term)}
-
-
 ARMS = {
     "ce": {"ce": (1.0, kd.cross_entropy)},
-    "kd2": matched(2.0),  # the paper's baseline
-    "kd4": matched(4.0),
+    "kd2": kd.classical(temperature=2.0),  # the paper's baseline
+    "kd4": kd.classical(temperature=4.0),
     "pld1": ranked(),
     "pld4": ranked(temperature=4.0),
     "uniform": ranked(lambda t: jnp.full_like(t, 1 / t.shape[-1])),  # ListMLE
@@ -104,74 +91,25 @@ def is_pilot(config: Config, seed: int) -> bool:
     return config.grid and seed < REPORTED
 
 
-def stacked(sizes, seeds, offset: int = 0):
-    """(params [S, ...], apply) of one MLP per seed."""
-    both = [split(MLP(sizes, rngs=nnx.Rngs(seed + offset))) for seed in seeds]
-    return jax.tree.map(lambda *x: jnp.stack(x), *(params for params, _ in both)), both[0][1]
-
-
-def train_teacher(params, apply, data, seeds):
-    """An early-stopped teacher for each seed; [S, N, K] logits of its training images."""
-
-    def objective(p, batch, ctx):
-        logits = apply(p, batch["x"])[0]
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
-        return Loss({"ce": (1.0, masked_mean(nll))})
-
-    step = over_seeds(make_step(objective, optax.adam(TEACHER_RATE)), batch_axis=0)
-    update, batches = parallel.compile(step), minibatches(data, seeds, size=BATCH)
-    state = step.init(params, jax.vmap(jax.random.key)(jnp.array(seeds)))
-    for i in range(TEACHER_STEPS):
-        state, _ = update(state, batches(i))
-    return state.params, jax.vmap(lambda p, x: apply(p, x)[0])(state.params, data["x"])
-
-
 def run(config: Config, cell: Cell, run):
     """All seeds of one arm at one rate."""
-    seeds = cell.seeds
-    parts = [
-        noisy_splits(digits(), seed, train=TRAIN, validation=VALIDATION, noise=NOISE)
-        for seed in seeds
-    ]
-    held = {
-        name: [jnp.asarray(np.stack([p[name][i] for p in parts])) for i in (0, 1)]
-        for name in ("train", "validation", "test")
-    }
-    teacher = stacked([64, 128, 128, 10], seeds, offset=10**6)
-    data = dict(zip("xy", held["train"], strict=True))
-    teacher_params, data["teacher"] = train_teacher(*teacher, data, seeds)
-
-    params, apply = stacked([64, 12, 10], seeds)
-    objective = kd.offline(apply, lambda batch, ctx: batch["teacher"], ARMS[cell.settings["arm"]])
+    sizes = {"train": TRAIN, "validation": VALIDATION}
     rate = optax.cosine_decay_schedule(cell.settings["rate"], config.steps)
-    step = over_seeds(make_step(objective, optax.adam(rate)), batch_axis=0)
-
-    def scores(params, teacher_params, x, y, name):
-        student, teaching = apply(params, x)[0], teacher[1](teacher_params, x)[0]
-        gap = f_divergence_from_logits(teaching, student, generators.kl)
-        values = {
-            "accuracy": jnp.mean(student.argmax(-1) == y),
-            "teacher_accuracy": jnp.mean(teaching.argmax(-1) == y),
-            "ece": expected_calibration_error(calibration(student, y)),
-            "kl": jnp.mean(gap),
-        }
-        return {f"{name}_{key}": value for key, value in values.items()}
-
-    def score(name):
-        compiled = jax.jit(jax.vmap(lambda p, t, x, y: scores(p, t, x, y, name)))
-        return lambda state: compiled(state.params, teacher_params, *held[name])
-
-    state = yield from run.train(
-        parallel.compile(step),
-        step.init(params, jax.vmap(jax.random.key)(jnp.array(seeds))),
-        minibatches(data, seeds, size=BATCH),
+    yield from bench.distil(
+        run,
+        ARMS[cell.settings["arm"]],
+        stacked_splits(digits(), cell.seeds, noise=NOISE, **sizes),
+        lambda arrays: minibatches(arrays, cell.seeds, size=BATCH),
+        student=[64, 12, 10],
+        teacher=[64, 128, 128, 10],
+        tx=optax.adam(rate),
         steps=config.steps,
-        evaluate=score("validation"),
-        every=max(1, config.steps // config.evaluations),
+        evaluations=config.evaluations,
+        # Every setting of a reported seed is scored; `analyse` reads the chosen one alone.
+        test=not is_pilot(config, cell.seeds[0]),
+        teacher_steps=TEACHER_STEPS,
+        teacher_rate=TEACHER_RATE,
     )
-    # Every setting of a reported seed is scored here; `analyse` reads the chosen one alone.
-    if not is_pilot(config, seeds[0]):
-        yield from run.rows(score("test")(state))
 
 
 def analyse(config: Config, records):

@@ -82,11 +82,12 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     plots.intervals(parts) -> Figure                             # every report has this one
     digits() -> Data(inputs, labels, provenance)                 # real 8x8 images
     noisy_splits(data, seed, *, train, validation, noise) -> {split: (inputs, labels)}
+    stacked_splits(data, seeds, *, ...) -> the same with a leading axis [S]
     minibatches({name: [S, N, ...]}, seeds, *, size) -> (step -> {name: [S, B, ...]})
     load(name, read, *, source, path=None) -> (arrays, Provenance)      # path or $DIVJAX_DATA
 """
 
-from divjax.lab.data import Data, digits, load, minibatches, noisy_splits
+from divjax.lab.data import Data, digits, load, minibatches, noisy_splits, stacked_splits
 from divjax.lab.experiment import Cell, Experiment, Provenance, Report
 from divjax.lab.loop import NonFinite, Run
 from divjax.lab.records import LabError, Record, Records
@@ -116,6 +117,7 @@ __all__ = [
     "load",
     "minibatches",
     "noisy_splits",
+    "stacked_splits",
     "not_worse",
     "stated",
     "summary",

@@ -88,6 +88,25 @@ def noisy_splits(
     return {n: (x[s], y[s]) for n, s in zip(("train", "validation", "test"), parts, strict=True)}
 
 
+def stacked_splits(
+    data: Data, seeds: Sequence[int], *, train: int, validation: int, noise: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`noisy_splits` of every seed, with a leading axis [S].
+
+    Example:
+        >>> parts = stacked_splits(digits(), (0, 1), train=400, validation=597, noise=0.3)
+        >>> parts["train"][0].shape
+        (2, 400, 64)
+    """
+    each = [
+        noisy_splits(data, seed, train=train, validation=validation, noise=noise) for seed in seeds
+    ]
+    return {
+        name: (np.stack([e[name][0] for e in each]), np.stack([e[name][1] for e in each]))
+        for name in each[0]
+    }
+
+
 def minibatches(
     arrays: Mapping[str, Any], seeds: Sequence[int], *, size: int
 ) -> Callable[[int], dict[str, Any]]:

@@ -6,7 +6,19 @@ from typing import NamedTuple
 import jax
 import optax
 
-from divjax.core import Array, Batch, Context, Loss, Mean, Objective, PyTree, masked_mean, row_keys
+from divjax.core import (
+    Array,
+    Batch,
+    Context,
+    Loss,
+    Mean,
+    Objective,
+    PyTree,
+    check,
+    masked_mean,
+    row_keys,
+)
+from divjax.losses import FromLogits, forward_kl, temperature_kd
 from divjax.models import Apply
 
 
@@ -49,6 +61,37 @@ def cross_entropy(outputs: Outputs) -> Mean:
     """
     nll = optax.softmax_cross_entropy_with_integer_labels(outputs.student, outputs.labels)
     return masked_mean(nll, outputs.mask)
+
+
+def classical(
+    divergence: FromLogits = forward_kl, *, temperature: float, weight: float = 0.9
+) -> dict[str, tuple[float, Term]]:
+    """(1 - weight) cross-entropy + weight temperature^2 D(teacher || student).
+
+    Args:
+        divergence: (logits_p, logits_q) -> [*E], the teacher is p.
+        temperature: > 0, of the divergence.
+        weight: in [0, 1].
+
+    Returns:
+        Terms for `offline`.
+
+    Raises:
+        ValueError: weight outside [0, 1].
+
+    Example:
+        >>> from divjax.recipes import kd
+        >>> {name: round(c, 2) for name, (c, _) in kd.classical(temperature=4.0).items()}
+        {'ce': 0.1, 'kd': 0.9}
+    """
+    check.fraction("weight", weight, caller="classical")
+
+    def term(o: Outputs) -> Mean:
+        return temperature_kd(
+            o.student, o.teacher, divergence=divergence, temperature=temperature, mask=o.mask
+        )
+
+    return {"ce": (1.0 - weight, cross_entropy), "kd": (weight, term)}
 
 
 def offline(

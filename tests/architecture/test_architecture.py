@@ -26,7 +26,16 @@ EDGES = {
     "measure": {"core", "divergences", "estimators"},
     "models": {"core"},
     "train": {"core", "divergences", "optim", "models"},
-    "recipes": {"core", "divergences", "estimators", "losses", "optim", "models", "train"},
+    "recipes": {
+        "core",
+        "divergences",
+        "estimators",
+        "losses",
+        "optim",
+        "measure",
+        "models",
+        "train",
+    },
     "lab": {"core", "train"},
     "adapters": {"core", "divergences", "models"},
 }
@@ -45,7 +54,7 @@ LIBRARIES = {
     "models": NUMERIC | {"flax", "distrax"},
     "train": NUMERIC | {"optax"},
     "train.checkpoint": NUMERIC | {"orbax"},
-    "recipes": NUMERIC | {"optax"},
+    "recipes": NUMERIC | {"optax", "flax"},
     "lab": NUMERIC | {"scipy", "tyro", "rich", "matplotlib", "pandas", "sklearn"},
     "adapters": NUMERIC | {"flax", "distrax", "haiku", "equinox"},
 }
@@ -82,7 +91,7 @@ JITS = {"train/parallel.py"}
 # Besides what rooms export: modules whose public functions users call by the module's name.
 CALLED = (
     "divergences.generators", "divergences.ranking", "divergences.transport", "train.parallel",
-    "train.checkpoint", "core.chunk", "recipes.kd",
+    "train.checkpoint", "core.chunk", "recipes.bench", "recipes.kd",
 )  # fmt: skip
 
 
