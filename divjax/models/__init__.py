@@ -1,6 +1,17 @@
 """Reference models; everything else sees (params, apply)."""
 
-from divjax.models.functional import Apply, split
-from divjax.models.nets import CNN, MLP, dropout
+from divjax.models.functional import Apply, split, split_with_carry
+from divjax.models.nets import CNN, MLP, Norm, ResNet, batch_norm, dropout, group_norm
 
-__all__ = ["CNN", "MLP", "Apply", "dropout", "split"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "Apply",
+    "Norm",
+    "ResNet",
+    "batch_norm",
+    "dropout",
+    "group_norm",
+    "split",
+    "split_with_carry",
+]

@@ -53,8 +53,8 @@ def split(module: nnx.Module) -> tuple[PyTree, Apply]:
         "split",
         "the module must hold nnx.Param only",
         foreign,
-        "for random streams call divjax.models.dropout with the key that is handed in; for batch "
-        "statistics use GroupNorm, which has none",
+        "for random streams call divjax.models.dropout with the key that is handed in; of batch "
+        "statistics make a carry with split_with_carry, or use GroupNorm, which has none",
     )
     params: PyTree = nnx.to_pure_dict(state)
 
@@ -70,3 +70,56 @@ def split(module: nnx.Module) -> tuple[PyTree, Apply]:
         return merged(inputs, key=key if train else None), carry
 
     return params, apply
+
+
+def split_with_carry(module: nnx.Module) -> tuple[PyTree, Apply, PyTree]:
+    """As `split`, for a module with batch statistics, which travel as `carry`.
+
+    The statistics are updated in training and used otherwise. Over devices nnx.BatchNorm needs
+    axis_name="data" (of `data_mesh`) in modes "shard_map" and "pmap", and none in mode "jit", where
+    a step sees the whole batch. A microbatch has statistics of its own.
+
+    Args:
+        module: called as module(inputs, key=key).
+
+    Returns:
+        (params, apply, carry); start with step.init(params, key, carry), and return
+        Loss(..., carry=carry) from the objective.
+
+    Raises:
+        ValueError: the module holds random streams.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from divjax.models import ResNet, batch_norm, split_with_carry
+        >>> net = ResNet([1, 4], classes=3, norm=batch_norm(), rngs=nnx.Rngs(0))
+        >>> params, apply, carry = split_with_carry(net)
+        >>> logits, carry = apply(params, jnp.ones((2, 8, 8, 1)), train=True, carry=carry)
+        >>> logits.shape
+        (2, 3)
+    """
+    graph, state, statistics, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
+    foreign = sorted(".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
+    check.require(
+        not foreign,
+        "split_with_carry",
+        "the module must hold nnx.Param and nnx.BatchStat only",
+        foreign,
+        "for random streams call divjax.models.dropout with the key that is handed in",
+    )
+
+    def apply(
+        params: PyTree,
+        inputs: Array,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+        carry: PyTree = (),
+    ) -> tuple[Array, PyTree]:
+        merged: Any = nnx.merge(graph, params, carry)
+        merged.set_attributes(use_running_average=not train)
+        outputs = merged(inputs, key=key if train else None)
+        return outputs, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat)) if train else carry
+
+    return nnx.to_pure_dict(state), apply, nnx.to_pure_dict(statistics)

@@ -1,6 +1,6 @@
 """Small reference networks in flax.nnx, with dropout whose noise belongs to the row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import jax
@@ -115,6 +115,113 @@ class CNN(nnx.Module):
         """[B, H, W, channels[0]] to [B, classes]."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = nnx.max_pool(jax.nn.relu(norm(convolution(x))), (2, 2), strides=(2, 2))
+        out: Array = self.head(dropout(x.mean((1, 2)), self.dropout, key))
+        return out
+
+
+Norm = Callable[[int, nnx.Rngs], nnx.Module]
+"""(channels, rngs) -> a module from [B, H, W, channels] to the same shape."""
+
+
+def group_norm(groups: int = 4) -> Norm:
+    """GroupNorm: no batch statistics, hence nothing to carry and nothing to sum over devices.
+
+    Example:
+        >>> from flax import nnx
+        >>> from divjax.models import group_norm
+        >>> type(group_norm(2)(8, nnx.Rngs(0))).__name__
+        'GroupNorm'
+    """
+    return lambda channels, rngs: nnx.GroupNorm(channels, num_groups=groups, rngs=rngs)
+
+
+def batch_norm(*, momentum: float = 0.9, axis_name: str | None = None) -> Norm:
+    """BatchNorm, for `split_with_carry`.
+
+    Args:
+        momentum: of the running statistics.
+        axis_name: the mapped axis in modes "shard_map" and "pmap"; without it each device would
+            normalise by its own rows, another function.
+
+    Example:
+        >>> from flax import nnx
+        >>> from divjax.models import batch_norm
+        >>> type(batch_norm()(8, nnx.Rngs(0))).__name__
+        'BatchNorm'
+    """
+    return lambda channels, rngs: nnx.BatchNorm(
+        channels, momentum=momentum, axis_name=axis_name, rngs=rngs
+    )
+
+
+class _Residual(nnx.Module):
+    """Two 3x3 convolutions beside the identity, or a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inside: int, outside: int, stride: int, norm: Norm, rngs: nnx.Rngs) -> None:
+        steps = (stride, stride)
+        self.first = nnx.Conv(inside, outside, (3, 3), steps, use_bias=False, rngs=rngs)
+        self.second = nnx.Conv(outside, outside, (3, 3), use_bias=False, rngs=rngs)
+        self.norms = nnx.List([norm(outside, rngs), norm(outside, rngs)])
+        same = inside == outside and stride == 1
+        project = None if same else nnx.Conv(
+            inside, outside, (1, 1), steps, use_bias=False, rngs=rngs)  # fmt: skip
+        self.project = project
+
+    def __call__(self, x: Array) -> Array:
+        inner = jax.nn.relu(self.norms[0](self.first(x)))
+        inner = self.norms[1](self.second(inner))
+        return jax.nn.relu(inner + (x if self.project is None else self.project(x)))
+
+
+class ResNet(nnx.Module):
+    """A residual network for small images: a 3x3 stem, stages that halve the image, a mean.
+
+    Args:
+        channels: of the image first, then of each stage: [3, 16, 32, 64] with 3 blocks a stage is
+            the ResNet-20 of He et al. (arXiv 1512.03385) for CIFAR-10.
+        classes: number of outputs.
+        blocks: residual blocks per stage.
+        norm: `group_norm()`, or `batch_norm(axis_name=...)` with `split_with_carry`.
+        dropout: rate before the last layer.
+        rngs: where the initial weights come from.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from divjax.models import ResNet, split
+        >>> params, apply = split(ResNet([3, 8, 16], classes=10, rngs=nnx.Rngs(0)))
+        >>> apply(params, jnp.ones((2, 32, 32, 3)))[0].shape
+        (2, 10)
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        classes: int,
+        blocks: int = 1,
+        norm: Norm | None = None,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        norm = group_norm() if norm is None else norm
+        self.stem = nnx.Conv(channels[0], channels[1], (3, 3), use_bias=False, rngs=rngs)
+        self.norm = norm(channels[1], rngs)
+        layers = []
+        for stage, (inside, outside) in enumerate(pairwise([channels[1], *channels[1:]])):
+            for block in range(blocks):
+                first = block == 0
+                stride = 2 if first and stage > 0 else 1
+                layers.append(_Residual(inside if first else outside, outside, stride, norm, rngs))
+        self.blocks = nnx.List(layers)
+        self.head = nnx.Linear(channels[-1], classes, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+        """[B, H, W, channels[0]] to [B, classes]."""
+        x = jax.nn.relu(self.norm(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
         out: Array = self.head(dropout(x.mean((1, 2)), self.dropout, key))
         return out
 

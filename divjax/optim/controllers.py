@@ -93,6 +93,90 @@ def adaptive_kl(*, target: float, horizon: float, initial: float) -> Controller:
     return _Rule(lambda: jnp.float32(initial), lambda beta: beta, move)
 
 
+class PidState(NamedTuple):
+    """What a PID controller remembers.
+
+    Attributes:
+        knob: [] the coefficient.
+        integral: [] sum of the errors so far.
+        error: [] the last one.
+        seen: [] int32, updates done.
+    """
+
+    knob: Array
+    integral: Array
+    error: Array
+    seen: Array
+
+
+def pid(
+    *,
+    target: float,
+    initial: float,
+    proportional: float,
+    integral: float = 0.0,
+    derivative: float = 0.0,
+    lowest: float = 0.0,
+    highest: float = float("inf"),
+    read: Callable[..., Array],
+) -> Controller:
+    """A coefficient that steers a signal to a target: initial + P e + I sum(e) + D (e - e_before).
+
+    e = signal - target, so positive gains raise the coefficient while the signal is too large (the
+    Lagrange multiplier of a constraint signal <= target). At a bound the integral stands still.
+
+    Args:
+        target: of the signal, in its units.
+        initial: coefficient at zero error.
+        proportional: P, per unit of the signal.
+        integral: I, per unit and update.
+        derivative: D.
+        lowest: bound of the coefficient.
+        highest: bound of the coefficient.
+        read: (**signals) -> [], the signal.
+
+    Returns:
+        A Controller with knob [] and state `PidState`; a signal of NaN changes nothing.
+
+    Raises:
+        ValueError: initial is outside the bounds.
+
+    References:
+        Stooke et al., arXiv 2007.03964.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.optim import pid
+        >>> control = pid(target=1.0, initial=0.5, proportional=0.1, read=lambda *, kl, **_: kl)
+        >>> round(float(control(control.update(control.init(), kl=jnp.float32(3.0)))), 6)
+        0.7
+    """
+    require(
+        lowest <= initial <= highest,
+        "pid",
+        f"initial must lie in [{lowest}, {highest}]",
+        initial,
+        "move it, or the bounds",
+    )
+
+    def start() -> PidState:
+        zero = jnp.float32(0.0)
+        return PidState(jnp.float32(initial), zero, zero, jnp.int32(0))
+
+    def move(state: PidState, **signals: Any) -> PidState:
+        error = jnp.asarray(read(**signals) - target, state.error.dtype)
+        change = jnp.where(state.seen > 0, error - state.error, 0.0)
+        total = state.integral + error
+        raw = initial + proportional * error + integral * total + derivative * change
+        knob = jnp.clip(raw, lowest, highest)
+        wound = (raw != knob) & (jnp.sign(raw - knob) == jnp.sign(integral * error))
+        new = PidState(knob, jnp.where(wound, state.integral, total), error, state.seen + 1)
+        kept = (jnp.where(jnp.isnan(error), a, b) for a, b in zip(state, new, strict=True))
+        return PidState(*kept)
+
+    return _Rule(start, lambda state: state.knob, move)
+
+
 def multiplicative_weights(size: int, *, rate: float, read: Callable[..., Array]) -> Controller:
     """Weights of several objectives that grow with the signal of each (exponentiated gradient).
 

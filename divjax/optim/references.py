@@ -1,20 +1,19 @@
 """Reference parameters that follow the trained ones: averages, and copies swapped in on demand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from divjax.core import Array, PyTree
-from divjax.core.check import fraction
+from divjax.core.check import fraction, require
 
 
 class Reference(NamedTuple):
     """A tree of parameters that an objective reads as `ctx.refs[name]`.
 
-    A frozen copy is `Reference(lambda params: params, lambda ref, params, step, **_: ref)`; a
-    copy of a part of params is `Reference(lambda params: params["student"], ...)`.
+    Of a part of params: `Reference(lambda params: params["student"], ...)`.
 
     Attributes:
         init: params -> ref.
@@ -63,6 +62,104 @@ def ema(decay: float) -> Reference:
         return jax.tree.map(follow, ref, params)
 
     return Reference(lambda params: jax.tree.map(wide, params), update)
+
+
+def frozen(tree: PyTree | None = None) -> Reference:
+    """A copy that never moves: the reference policy of RLHF, or any other tree.
+
+    Args:
+        tree: what to keep; None keeps the parameters of the start.
+
+    Returns:
+        A Reference.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.optim import frozen
+        >>> start = frozen()
+        >>> float(start.update(start.init(jnp.float32(1.0)), jnp.float32(2.0), 1))
+        1.0
+    """
+
+    def init(params: PyTree) -> PyTree:
+        return params if tree is None else jax.tree.map(jnp.asarray, tree)
+
+    return Reference(init, lambda ref, params, step, **_: ref)
+
+
+def periodic(every: int) -> Reference:
+    """A copy that is replaced by the current parameters after each `every` updates.
+
+    Args:
+        every: >= 1, in updates.
+
+    Returns:
+        A Reference whose tree is shaped like params.
+
+    Raises:
+        ValueError: every is no integer >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.optim import periodic
+        >>> target = periodic(2)
+        >>> ref = target.init(jnp.float32(0.0))
+        >>> [float(ref := target.update(ref, jnp.float32(s), s)) for s in (1, 2, 3, 4)]
+        [0.0, 2.0, 2.0, 4.0]
+    """
+    ok = isinstance(every, int) and every >= 1
+    require(ok, "periodic", "every must be an integer >= 1", every, "for example every=100")
+    return swap_when(lambda step, **_: step % every == 0)
+
+
+def soup(*trees: PyTree, weights: Sequence[float] | None = None) -> Reference:
+    """A weighted average of parameter trees, model soup, that does not move afterwards.
+
+    Args:
+        trees: of one structure, for example two fine-tuned models.
+        weights: one each, normalised to sum 1; None weighs them equally.
+
+    Returns:
+        A Reference; averages are formed in float32 at least and given in the type of the first.
+
+    Raises:
+        ValueError: no trees, structures or shapes differ, weights are not positive numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.optim import soup
+        >>> mixed = soup({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, weights=(1.0, 3.0))
+        >>> mixed.init(None)["w"].tolist()
+        [0.75, 0.75]
+
+    References:
+        Wortsman et al., arXiv 2203.05482; Chegini et al., SALSA, arXiv 2411.01798.
+    """
+    require(len(trees) > 0, "soup", "trees must not be empty", trees, "pass trees of parameters")
+    weights = (1.0,) * len(trees) if weights is None else tuple(weights)
+    require(
+        len(weights) == len(trees) and all(0 < w < float("inf") for w in weights),
+        "soup",
+        f"weights must be {len(trees)} positive numbers",
+        weights,
+        "pass one per tree",
+    )
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in trees]
+    require(
+        all(shape == shapes[0] for shape in shapes), "soup", "trees must be of one structure",
+        f"{len({str(s) for s in shapes})} different ones", "average the parts that agree",
+    )  # fmt: skip
+    shares = [w / sum(weights) for w in weights]
+
+    def average(*leaves: Array) -> Array:
+        dtype = jnp.result_type(leaves[0])
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return jnp.asarray(leaves[0])
+        wide = jnp.promote_types(dtype, jnp.float32)
+        total = sum(s * jnp.asarray(x, wide) for s, x in zip(shares, leaves, strict=True))
+        return jnp.asarray(total, dtype)
+
+    return frozen(jax.tree.map(average, *trees))
 
 
 def swap_when(condition: Callable[..., Array]) -> Reference:

@@ -76,7 +76,11 @@ NO_EXAMPLE = {
     "lab.Run": "made by the runner; used in the example at the head of divjax.lab",
     "lab.load": "reads a file of the user",
 }
-NO_SHAPE = {"ema": "trees of any shape", "swap_when": "trees of any shape"}
+NO_SHAPE = {
+    "ema": "trees of any shape",
+    "swap_when": "trees of any shape",
+    **dict.fromkeys(("frozen", "periodic", "soup"), "trees of any shape"),
+}
 NO_REFERENCE = {
     "with_gradient": "an identity of automatic differentiation",
     "estimate": "the mean",

@@ -5,7 +5,7 @@ import optax
 import pytest
 from optax.schedules import StatefulSchedule, WrappedSchedule
 
-from divjax.optim import Controller, adaptive_kl, multiplicative_weights, windowed
+from divjax.optim import Controller, adaptive_kl, multiplicative_weights, pid, windowed
 
 LOSSES = {"read": lambda *, losses, **_: losses}
 
@@ -149,3 +149,31 @@ def test_a_signal_of_nan_leaves_the_coefficient():
         adaptive_kl(target=1.0, horizon=0.1, initial=0.5)
     with pytest.raises(ValueError, match="size must be an integer"):
         multiplicative_weights(2.5, rate=1.0, read=lambda **_: 0.0)
+
+
+def test_pid_is_the_textbook_sum():
+    gains = {"proportional": 0.5, "integral": 0.1, "derivative": 0.2}
+    control = pid(target=1.0, initial=1.0, lowest=-9.0, read=lambda *, kl, **_: kl, **gains)
+    state, errors, knobs = control.init(), [], []
+    for signal in (1.5, 2.0, 0.5, 1.0):
+        state = control.update(state, kl=jnp.float32(signal), value=0.0)
+        errors.append(signal - 1.0)
+        change = errors[-1] - errors[-2] if len(errors) > 1 else 0.0
+        knobs.append(1.0 + 0.5 * errors[-1] + 0.1 * sum(errors) + 0.2 * change)
+        np.testing.assert_allclose(control(state), knobs[-1], rtol=1e-6)
+    kept = control.update(state, kl=jnp.float32(jnp.nan))
+    assert control(kept) == control(state)
+
+
+def test_pid_does_not_wind_up_at_a_bound():
+    read = {"read": lambda *, kl, **_: kl}
+    control = pid(target=0.0, initial=0.5, proportional=0.0, integral=1.0, highest=1.0, **read)
+    state = control.init()
+    for _ in range(50):
+        state = control.update(state, kl=jnp.float32(1.0))
+    assert control(state) == 1.0
+    for _ in range(2):
+        state = control.update(state, kl=jnp.float32(-0.5))
+    assert control(state) < 1.0
+    with pytest.raises(ValueError, match="initial must lie in"):
+        pid(target=0.0, initial=2.0, proportional=1.0, highest=1.0, **read)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax.optim import Reference, ema, swap_when
+from divjax.optim import Reference, ema, frozen, periodic, soup, swap_when
 
 
 def trees(n):
@@ -71,3 +71,35 @@ def test_an_average_of_bfloat16_goes_on_moving():
     for step in range(3000):
         ref = average.update(ref, jnp.bfloat16(2.0), step)
     np.testing.assert_allclose(ref, 2.0 - 0.999**3000, rtol=1e-3)
+
+
+def test_frozen_periodic_and_soup():
+    assert frozen({"w": 3.0}).init({"w": jnp.zeros(())})["w"] == 3.0
+    target = periodic(3)
+    ref, seen = target.init(jnp.float32(0.0)), []
+    for step in range(1, 8):
+        ref = target.update(ref, jnp.float32(step), jnp.int32(step), value=0.0)
+        seen.append(float(ref))
+    assert seen == [0, 0, 3, 3, 3, 6, 6]
+    trees = [{"w": jnp.bfloat16(x), "n": jnp.int32(7)} for x in (1.0, 2.0, 4.0)]
+    mixed = soup(*trees, weights=(1, 1, 2)).init(None)
+    assert mixed["w"].dtype == jnp.bfloat16
+    assert float(mixed["w"]) == 2.75
+    assert int(mixed["n"]) == 7
+    np.testing.assert_allclose(soup(*trees).init(None)["w"], 7 / 3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: periodic(0), "every must be an integer >= 1"),
+        (lambda: soup(), "trees must not be empty"),
+        (lambda: soup({"w": 1.0}, {"v": 1.0}), "one structure"),
+        (lambda: soup({"w": jnp.ones(2)}, {"w": jnp.ones(3)}), "one structure"),
+        (lambda: soup(1.0, 2.0, weights=(1.0,)), "weights must be 2 positive numbers"),
+        (lambda: soup(1.0, weights=(-1.0,)), "positive numbers"),
+    ],
+)
+def test_wrong_references(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

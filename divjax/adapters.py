@@ -1,0 +1,180 @@
+"""Foreign models and distributions at the edge: what they become is plain arrays and functions.
+
+Each `apply` keeps the contract of `divjax.models.Apply`: noise comes from `key` alone, and only in
+training. With one key per row (`divjax.core.row_keys`) the rows go through the model one by one, by
+vmap, so that the noise of a row does not depend on its batch; a model that couples rows (batch
+statistics) needs one key.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from divjax.core import Array, PyTree
+from divjax.core.check import require
+from divjax.models import Apply
+
+
+class Stateful(NamedTuple):
+    """A model with statistics that are not trained.
+
+    Attributes:
+        params: what the optimiser moves.
+        apply: (params, inputs, *, key, train, carry) -> (outputs, carry).
+        carry: the statistics at the start, for `Step.init(params, key, carry)`.
+    """
+
+    params: PyTree
+    apply: Apply
+    carry: PyTree
+
+
+def linen(
+    module: Any,
+    variables: Mapping[str, PyTree],
+    *,
+    train_keyword: str | None = None,
+    stream: str = "dropout",
+) -> Stateful:
+    """A flax.linen module with its variables.
+
+    Args:
+        module: called as module(inputs), or module(inputs, TRAIN_KEYWORD=bool).
+        variables: as `module.init` returns them: "params", and collections such as "batch_stats".
+        train_keyword: the keyword that says whether it is trained, for example "train".
+        stream: the name of its random stream.
+
+    Returns:
+        Stateful; `carry` is () for a module without other collections.
+
+    Raises:
+        ValueError: there are no "params".
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from divjax import adapters
+        >>> module, x = nn.Dense(3), jnp.ones((2, 4))
+        >>> params, apply, _ = adapters.linen(module, module.init(jax.random.key(0), x))
+        >>> apply(params, x)[0].shape
+        (2, 3)
+    """
+    require(
+        "params" in variables, "linen", 'variables must have "params"', sorted(variables),
+        "pass what module.init returned",
+    )  # fmt: skip
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def call(
+        params: PyTree, inputs: Array, key: Array | None, train: bool, carry: PyTree
+    ) -> tuple[Array, PyTree]:
+        keyword = {} if train_keyword is None else {train_keyword: train}
+        rngs = None if key is None else {stream: key}
+        everything = {"params": params, **(carry or {})}
+        mutable = sorted(carry) if train and carry else False
+        out = module.apply(everything, inputs, rngs=rngs, mutable=mutable, **keyword)
+        return (out[0], dict(out[1])) if mutable else (out, carry)
+
+    return Stateful(variables["params"], _rowwise(call), rest or ())
+
+
+def haiku(transformed: Any, params: PyTree, *, train_keyword: str | None = None) -> Stateful:
+    """A pair (init, apply) whose apply is (params, rng, inputs) -> outputs, as of haiku.transform.
+
+    Args:
+        transformed: has `.apply`.
+        params: as `transformed.init` returned them.
+        train_keyword: the keyword that says whether it is trained, for example "is_training".
+
+    Returns:
+        Stateful with carry ().
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from types import SimpleNamespace
+        >>> from divjax import adapters
+        >>> linear = SimpleNamespace(apply=lambda params, rng, x: x @ params["w"])
+        >>> params, apply, _ = adapters.haiku(linear, {"w": jnp.ones((4, 3))})
+        >>> apply(params, jnp.ones((2, 4)))[0].shape
+        (2, 3)
+    """
+
+    def call(
+        params: PyTree, inputs: Array, key: Array | None, train: bool, carry: PyTree
+    ) -> tuple[Array, PyTree]:
+        keyword = {} if train_keyword is None else {train_keyword: train}
+        return transformed.apply(params, key, inputs, **keyword), carry
+
+    return Stateful(params, _rowwise(call), ())
+
+
+def equinox(
+    module: PyTree, *, inference: Callable[[PyTree, bool], PyTree] | None = None
+) -> Stateful:
+    """An Equinox module, which maps one example; the batch is a vmap.
+
+    Args:
+        module: called as module(x), or module(x, key=key) while it is trained with a key.
+        inference: (module, value) -> module for models that differ in training; for those with
+            dropout pass equinox.nn.inference_mode.
+
+    Returns:
+        Stateful with carry (); params are the module with everything but floating arrays left out.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp
+        >>> from divjax import adapters
+        >>> params, apply, _ = adapters.equinox(eqx.nn.Linear(4, 3, key=jax.random.key(0)))
+        >>> apply(params, jnp.ones((2, 4)))[0].shape
+        (2, 3)
+    """
+    import equinox as eqx
+
+    params, static = eqx.partition(module, eqx.is_inexact_array)
+
+    def apply(
+        params: PyTree,
+        inputs: Array,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+        carry: PyTree = (),
+    ) -> tuple[Array, PyTree]:
+        whole = eqx.combine(params, static)
+        if inference is not None:
+            whole = inference(whole, not train)
+        if key is None or not train:
+            return jax.vmap(whole)(inputs), carry
+        keys = key if key.ndim else jax.random.split(key, inputs.shape[0])
+        return jax.vmap(lambda x, k: whole(x, key=k))(inputs, keys), carry
+
+    return Stateful(params, apply, ())
+
+
+Call = Callable[[PyTree, Array, Array | None, bool, PyTree], tuple[Array, PyTree]]
+
+
+def _rowwise(call: Call) -> Apply:
+    """Keys only in training; with a key per row, row by row."""
+
+    def apply(
+        params: PyTree,
+        inputs: Array,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+        carry: PyTree = (),
+    ) -> tuple[Array, PyTree]:
+        if key is None or not train or key.ndim == 0:
+            return call(params, inputs, key if train else None, train, carry)
+        require(
+            not carry, "apply", "key must be one key for a model with statistics", key,
+            "pass ctx.key: rows that are coupled cannot have noise of their own",
+        )  # fmt: skip
+
+        def row(x: Array, k: Array) -> Array:
+            return call(params, x[None], k, train, ())[0][0]
+
+        return jax.vmap(row)(inputs, key), carry
+
+    return apply

@@ -1,0 +1,127 @@
+"""Models of other libraries through one step, with the same numbers on one and eight devices."""
+
+from types import SimpleNamespace
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from divjax import adapters
+from divjax.core import Loss, masked_mean, row_keys
+from divjax.train import data_mesh, make_step
+from divjax.train.parallel import compile
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
+
+
+class Linen(nn.Module):
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(3)(nn.Dropout(self.rate, deterministic=not train)(x))
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+
+
+class Eqx(eqx.Module):
+    layer: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, *, key=None):
+        return self.layer(self.dropout(x, key=key))
+
+
+def by_linen():
+    module = Linen()
+    variables = module.init(jax.random.key(0), X)
+    return adapters.linen(module, variables, train_keyword="train")
+
+
+def by_equinox():
+    model = Eqx(eqx.nn.Linear(4, 3, key=jax.random.key(0)), eqx.nn.Dropout(0.5))
+    return adapters.equinox(model, inference=eqx.nn.inference_mode)
+
+
+def by_haiku():
+    def apply(params, rng, x, is_training):
+        keep = jax.random.bernoulli(rng, 0.5, x.shape) if is_training else 1.0
+        return (x * keep / 0.5 if is_training else x) @ params["w"]
+
+    params = {"w": jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)}
+    return adapters.haiku(SimpleNamespace(apply=apply), params, train_keyword="is_training")
+
+
+MODELS = pytest.mark.parametrize(
+    "model", [by_linen, by_equinox, by_haiku], ids=lambda f: f.__name__
+)
+
+
+@MODELS
+def test_without_a_key_there_is_no_noise(model):
+    params, apply, carry = model()
+    once, twice = (apply(params, X)[0] for _ in range(2))
+    np.testing.assert_array_equal(once, twice)
+    assert once.shape == (16, 3)
+    assert carry == ()
+    same = apply(params, X, key=jax.random.key(0))[0]  # a key alone is not training
+    np.testing.assert_array_equal(same, once)
+    noisy = apply(params, X, key=jax.random.key(0), train=True)[0]
+    assert not np.allclose(noisy, once)
+
+
+@MODELS
+def test_the_noise_of_a_row_does_not_depend_on_its_batch(model):
+    params, apply, _ = model()
+    keys = jax.random.split(jax.random.key(1), 16)
+    whole = apply(params, X, key=keys, train=True)[0]
+    half = apply(params, X[8:], key=keys[8:], train=True)[0]
+    np.testing.assert_allclose(half, whole[8:], rtol=1e-5, atol=1e-6)
+
+
+@MODELS
+@pytest.mark.parametrize("mode", ["jit", "shard_map"])
+def test_one_step_on_one_and_on_eight_devices(model, mode):
+    params, apply, _ = model()
+
+    def objective(params, batch, ctx):
+        out = apply(params, batch["x"], key=row_keys(ctx), train=True)[0]
+        return Loss({"fit": (1.0, masked_mean((out**2).sum(-1), batch["mask"]))})
+
+    step = make_step(objective, optax.sgd(0.1))
+    batch = {"x": X, "mask": jnp.arange(16) % 3 > 0}
+    updates = compile(step, donate=False), compile(step, mode=mode, mesh=data_mesh(8), donate=False)
+    one, eight = (run(step.init(params, jax.random.key(2)), batch)[0].params for run in updates)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_linen_travel_as_carry():
+    module = Normed()
+    variables = module.init(jax.random.key(0), X)
+    params, apply, carry = adapters.linen(module, variables, train_keyword="train")
+
+    def objective(params, batch, ctx):
+        out, carry = apply(params, batch["x"], key=ctx.key, train=True, carry=ctx.carry)
+        return Loss({"fit": (1.0, masked_mean(out**2))}, carry=carry)
+
+    step = make_step(objective, optax.sgd(0.1))
+    state, _ = step.update(step.init(params, jax.random.key(0), carry), {"x": X})
+    moved = state.carry["batch_stats"]["BatchNorm_0"]["mean"]
+    expected = 0.01 * (X @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]).mean(0)
+    np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="key must be one key for a model with statistics"):
+        apply(params, X, key=jax.random.split(jax.random.key(0), 16), train=True, carry=carry)
+
+
+def test_variables_without_params():
+    with pytest.raises(ValueError, match='linen: variables must have "params"'):
+        adapters.linen(Linen(), {"batch_stats": {}})
