@@ -91,19 +91,23 @@ def fraction(name: str, value: float, *, caller: str, open_ends: bool = False) -
     require(ok, caller, f"{name} must lie in {interval}", value, f"for example {name}=0.5")
 
 
+def seen(x: Array, index: Any = ...) -> np.ndarray | None:
+    """The values x[index] in float64, None where they cannot be seen (under a trace)."""
+    if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return None
+    with jax.ensure_compile_time_eval():  # inside a jit, indexing a constant would be traced
+        return np.asarray(x[index]).astype(np.float64)
+
+
 def not_probabilities(name: str, x: Array, axis: int, *, caller: str, remedy: str) -> None:
     """Refuses what looks like probabilities, where values can be seen (not under a trace).
 
     Only the first row is looked at: all entries in [0, 1], not all 0 or 1, with sum 1.
     """
-    hidden = isinstance(x, jax.core.Tracer) or (
-        isinstance(x, jax.Array) and not x.is_fully_addressable
-    )
-    if hidden or x.size == 0:
+    if x.size == 0:
         return
-    first = tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))
-    with jax.ensure_compile_time_eval():  # inside a jit, indexing a constant would be traced
-        row = np.asarray(x[first])
-    row = row.astype(np.float64)
+    row = seen(x, tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim)))
+    if row is None:
+        return
     looks = (row >= 0).all() and ((row > 0) & (row < 1)).any() and abs(row.sum() - 1) < 1e-3
     require(not looks, caller, f"{name} must not be probabilities", x, remedy)
