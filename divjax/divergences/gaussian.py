@@ -3,13 +3,13 @@
 A diagonal law is D independent laws of one dimension, and everything here adds up over
 independent parts: both kinds are blocks [*E, N, d], with N = 1 or d = 1, and share each formula.
 
-KL and Renyi need the ratio of the two covariances, as A' = L^-1 A L^-T with B = L L^T, and its
-excess E = L^-1 (A - B) L^-T = A' - I, which stays accurate where the laws are close. With the
-Cholesky factor C of A',
+KL and Renyi need the covariances A and B relative to each other. With Cholesky factors, B = L L^T,
+C = L^-1 chol(A) is the factor of I + E, E = L^-1 (A - B) L^-T, and
 
     tr E - log det(I + E) = sum_{i > k} C_ik^2 + sum_i (t_i - 1 - log t_i),  t_i = C_ii^2,
 
-a sum of positive terms; nothing large is subtracted and no eigenvector is differentiated.
+a sum of positive terms: nothing large is subtracted and no eigenvector is differentiated. Where
+the laws are close, C is the factor of I + E itself, and t - 1 comes from E.
 
 Two Gaussians either live on the same affine subspace or are mutually singular. Directions without
 variance are found from the eigenvalues of the correlation matrix: those below 4 eps of the
@@ -313,89 +313,92 @@ def _solve(factor: Array, x: Array) -> Array:
 # --- Renyi divergences of all orders, KL among them ---
 
 
-class _Ratio(NamedTuple):
-    """One law seen from another, in coordinates in which the other is N(0, I)."""
+class _Pair(NamedTuple):
+    """Two laws with unit variance along the directions in which the second has none."""
 
-    covariance: Array  # [..., d, d] A'
-    excess: Array  # [..., d, d] A' - I
-    mean: Array  # [..., d] the difference of the means
+    p: Array  # [..., d, d] A
+    q: Array  # [..., d, d] B
+    factor: Array  # [..., d, d] L, B = L L^T
+    excess: Array  # [..., d, d] L^-1 (A - B) L^-T
+    shift: Array  # [..., d, 1] the difference of the means, where the second law has variance
     singular: Array  # bool [...] the two laws live on different subspaces
 
 
 def _null(covariance: Array) -> tuple[Array, Array]:
-    """Directions without variance as rows [..., d, d], others 0; unit variance along them."""
+    """Rows N and columns C [..., d, d] of the directions without variance, N C = I; others 0."""
     variance = _diagonal(covariance)
     scale = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 1.0)
     w, v = _eigh(covariance / (scale[..., :, None] * scale[..., None, :]))
     v = jnp.where((w == 0)[..., None, :], v, 0.0)
-    lift = scale[..., :, None] * v
-    return _t(v / scale[..., :, None]), lift @ _t(lift)
+    return _t(v / scale[..., :, None]), scale[..., :, None] * v
 
 
-def _ratio(p: Gaussian, q: Gaussian) -> _Ratio:
-    size = p.mean.shape[-1]
+def _paired(p: Gaussian, q: Gaussian) -> _Pair:
     shift = (p.mean - q.mean)[..., None]
     at = jax.lax.stop_gradient((p.covariance, q.covariance, shift))
-    (null_p, _), (null_q, lift) = _null(at[0]), _null(at[1])
+    (null_p, _), (null_q, columns) = _null(at[0]), _null(at[1])
     rank_p, rank_q = (jnp.sum(jnp.any(n != 0, axis=-1), axis=-1) for n in (null_p, null_q))
-    slack = 16.0 * size * float(jnp.finfo(shift.dtype).eps)
+    # What p has in the null directions of q, beside the rounding of the sums that form it.
+    slack = 16.0 * shift.shape[-2] * float(jnp.finfo(shift.dtype).eps)
     rows = jnp.abs(null_q)
     leak = _diagonal(null_q @ at[0] @ _t(null_q))
     leaks = leak > slack * _diagonal(rows @ jnp.abs(at[0]) @ _t(rows))
-    moved = jnp.abs(null_q @ at[2]) > slack * (rows @ jnp.abs(at[2]))
+    moves = jnp.abs(null_q @ at[2]) > slack * (rows @ jnp.abs(at[2]))
+    lift = columns @ _t(columns)
     factor, definite = _cholesky(q.covariance + lift)
     excess = _solve(factor, _t(_solve(factor, p.covariance - q.covariance)))
-    full = _solve(factor, _t(_solve(factor, p.covariance + lift)))
-    eye = jnp.eye(size, dtype=shift.dtype)
-    near = jnp.max(jnp.abs(excess), axis=(-1, -2), keepdims=True) < 0.5
-    apart = (rank_p != rank_q) | jnp.any(leaks, -1) | jnp.any(moved, (-1, -2)) | ~definite
-    return _Ratio(
-        jnp.where(near, eye + excess, full), excess, _solve(factor, shift)[..., 0], apart
-    )
+    apart = (rank_p != rank_q) | jnp.any(leaks, -1) | jnp.any(moves, (-1, -2)) | ~definite
+    shift = shift - columns @ (null_q @ shift)
+    return _Pair(p.covariance + lift, q.covariance + lift, factor, excess, shift, apart)
 
 
 class _Spread(NamedTuple):
-    """How far I + X is from I."""
+    """How far a covariance S is from B, with X = L^-1 S L^-T - I."""
 
     gap: Array  # [...] tr X - log det(I + X), >= 0
-    log_det: Array  # [...]
-    factor: Array  # [..., d, d] Cholesky
+    log_det: Array  # [...] log det(I + X)
+    factor: Array  # [..., d, d] Cholesky, of S
     definite: Array  # bool [...]
 
 
-def _spread(full: Array, excess: Array) -> _Spread:
-    """From I + X and from X, each as accurate as it can be."""
-    factor, definite = _cholesky(full)
-    below = jnp.sum(jnp.tril(factor, -1) ** 2, axis=-1)
-    pivot = jnp.where(definite[..., None], _diagonal(excess) - below, 0.0)
-    small = jnp.abs(pivot) < 0.5
-    log_t = jnp.where(small, jnp.log1p(jnp.where(small, pivot, 0.0)), 2 * jnp.log(_diagonal(factor)))
+def _spread(base: Array, covariance: Array, excess: Array) -> _Spread:
+    """From S and from X, each where it is the more accurate."""
+    factor, definite = _cholesky(covariance)
+    eye = jnp.eye(excess.shape[-1], dtype=excess.dtype)
+    near = jnp.max(jnp.abs(excess), axis=(-1, -2), keepdims=True) < 0.5
+    close, found = _cholesky(eye + jnp.where(near, excess, 0.0))
+    c = jnp.where(near & found[..., None, None], close, _solve(base, factor))
+    below = jnp.sum(jnp.tril(c, -1) ** 2, axis=-1)
+    pivot = _diagonal(excess) - below
+    small = definite[..., None] & (jnp.abs(pivot) < 0.5)
+    log_t = jnp.where(small, jnp.log1p(jnp.where(small, pivot, 0.0)), 2 * jnp.log(_diagonal(c)))
     rest = under_q(generators.reverse(generators.kl), log_t)  # t - 1 - log t
     return _Spread(jnp.sum(below + rest, -1), jnp.sum(log_t, -1), factor, definite)
 
 
 def _renyi(p: Gaussian, q: Gaussian, order: float) -> Array:
-    if order < 0.5:
-        swapped = _renyi_of_ratio(_ratio(q, p), 1.0 - order)
-        return jnp.sum(jnp.where(swapped == inf, inf, order / (1.0 - order) * swapped), axis=-1)
-    return jnp.sum(_renyi_of_ratio(_ratio(p, q), order), axis=-1)
+    if order < 0.5:  # (1 - a) R_a(p || q) = a R_{1-a}(q || p), which cancels less
+        mirrored = _renyi_of_pair(_paired(q, p), 1.0 - order)
+        infinite = mirrored == inf
+        finite = order / (1.0 - order) * jnp.where(infinite, 0.0, mirrored)
+        return jnp.sum(jnp.where(infinite, inf, finite), axis=-1)
+    return jnp.sum(_renyi_of_pair(_paired(p, q), order), axis=-1)
 
 
-def _renyi_of_ratio(ratio: _Ratio, order: float) -> Array:
+def _renyi_of_pair(pair: _Pair, order: float) -> Array:
     """Of order >= 1/2, per block."""
     c = 1.0 - order
-    eye = jnp.eye(ratio.mean.shape[-1], dtype=ratio.mean.dtype)
-    own = _spread(ratio.covariance, ratio.excess)
-    mixed = _spread(order * eye + c * ratio.covariance, c * ratio.excess)
+    own = _spread(pair.factor, pair.p, pair.excess)
+    mixed = _spread(pair.factor, order * pair.q + c * pair.p, c * pair.excess)
     if c == 0:
         gap = own.gap
     else:
         gap = own.gap - mixed.gap / c  # both of second order, where the log-dets are of first
         if c > 0:
             gap = jnp.where(own.gap < 1.0, gap, mixed.log_det / c - own.log_det)
-    y = _solve(mixed.factor, ratio.mean[..., None])[..., 0]
-    quadratic = jnp.where(mixed.definite, order * jnp.sum(y * y, axis=-1), 0.0)
-    finite = own.definite & mixed.definite & ~ratio.singular
+    y = _solve(mixed.factor, pair.shift)
+    quadratic = jnp.where(mixed.definite, order * jnp.sum(y * y, axis=(-1, -2)), 0.0)
+    finite = own.definite & mixed.definite & ~pair.singular
     return 0.5 * (quadratic + jnp.where(finite, gap, inf))
 
 
