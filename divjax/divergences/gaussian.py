@@ -300,7 +300,9 @@ def _cholesky(x: Array) -> tuple[Array, Array]:
 
     pivots = _diagonal(factor(jax.lax.stop_gradient(x)))
     definite = jnp.all(pivots > 0, axis=-1)
-    return factor(jnp.where(definite[..., None, None], x, jnp.eye(x.shape[-1], dtype=x.dtype))), definite
+    return factor(
+        jnp.where(definite[..., None, None], x, jnp.eye(x.shape[-1], dtype=x.dtype))
+    ), definite
 
 
 def _solve(factor: Array, x: Array) -> Array:
@@ -461,9 +463,7 @@ def _bures(a: Array, b: Array) -> Array:
 
 
 @_bures.defjvp
-def _bures_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
+def _bures_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     a, b = primals
     slopes = _bures_slope(a, b), _bures_slope(b, a)
     change = sum(jnp.sum(s * t, axis=(-1, -2)) for s, t in zip(slopes, tangents, strict=True))
