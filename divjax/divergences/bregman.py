@@ -196,12 +196,15 @@ def _inner(a: Array, b: Array) -> Array:
 
 
 def _slope(phi: Any, z: Array, parameters: tuple[Array, ...]) -> Array:
-    return jax.grad(lambda z: jnp.sum(phi(z, *parameters)))(z)  # rows are independent
+    # Rows are independent, so the gradient of the sum holds the gradient of each.
+    slope: Array = jax.grad(lambda z: jnp.sum(phi(z, *parameters)))(z)
+    return slope
 
 
 def _curve(phi: Any, z: Array, d: Array, parameters: tuple[Array, ...]) -> Array:
     """H(z) d."""
-    return jax.jvp(lambda z: _slope(phi, z, parameters), (z,), (d,))[1]
+    curve: Array = jax.jvp(lambda z: _slope(phi, z, parameters), (z,), (d,))[1]
+    return curve
 
 
 def _step(x: Array, y: Array) -> Array:
@@ -210,9 +213,14 @@ def _step(x: Array, y: Array) -> Array:
     return jnp.where(same, 0.0, jnp.where(same, 0.0, x) - jnp.where(same, 0.0, y))
 
 
+def _finite(x: Array) -> Array:
+    """Derivatives are those of the finite terms."""
+    return jnp.where(jnp.isfinite(x), x, 0.0)
+
+
 def _agreed(quadrature: Array, definition: Array, size: Array) -> Array:
     """The quadrature where it is the definition up to rounding in terms of this size."""
-    slack = 8.0 * jnp.finfo(size.dtype).eps * size
+    slack = 8.0 * float(np.finfo(size.dtype).eps) * size
     return jnp.where(jnp.abs(quadrature - definition) <= slack, quadrature, definition)
 
 
@@ -242,7 +250,9 @@ def _bregman_jvp(phi: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, y, parameters = primals
     dx, dy, dparameters = tangents
     curved = _curve(phi, y, _step(x, y), parameters)
-    change = _inner(_slope_gap(phi, x, y, parameters), dx) - _inner(curved, dy)
+    change = jnp.sum(
+        _finite(_slope_gap(phi, x, y, parameters)) * dx - _finite(curved) * dy, axis=-1
+    )
     if parameters:
         change += jax.jvp(lambda c: _definition(phi, x, y, c)[0], (parameters,), (dparameters,))[1]
     return _bregman(phi, x, y, parameters), change
@@ -261,7 +271,7 @@ def _slope_gap(phi: Any, x: Array, y: Array, parameters: tuple[Array, ...]) -> A
 def _slope_gap_jvp(phi: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, y, parameters = primals
     (dx, dy), moved = tangents[:2], tangents[2]
-    change = _curve(phi, x, dx, parameters) - _curve(phi, y, dy, parameters)
+    change = _finite(_curve(phi, x, dx, parameters)) - _finite(_curve(phi, y, dy, parameters))
     if parameters:
         gap = lambda c: _slope(phi, x, c) - _slope(phi, y, c)  # noqa: E731
         change += jax.jvp(gap, (parameters,), (moved,))[1]

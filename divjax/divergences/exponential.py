@@ -80,15 +80,15 @@ def exponential_family_renyi(
     p, q = eta_p.astype(dtype), eta_q.astype(dtype)
     if order == 0:
         return jnp.zeros_like(bregman(q, q, log_partition))
-    kl = bregman(q, p, log_partition) if order >= 1 else None
     if order == 1:
-        return kl
+        return bregman(q, p, log_partition)
     same = p == q  # -inf logits on both sides too
-    mixed = jnp.where(
-        same, p, order * jnp.where(same, 0.0, p) + (1 - order) * jnp.where(same, 0.0, q)
-    )
-    if kl is not None:  # three points on a line, seen from the inner one: only positive terms
-        return kl + bregman(mixed, p, log_partition) / (order - 1.0)
+    safe_p, safe_q = jnp.where(same, 0.0, p), jnp.where(same, 0.0, q)
+    mixed = jnp.where(same, p, order * safe_p + (1.0 - order) * safe_q)
+    # Three points on a line, seen from the inner one: only positive terms.
+    if order > 1:
+        outer = bregman(mixed, p, log_partition)
+        return bregman(q, p, log_partition) + outer / (order - 1.0)
     own, other = bregman(p, mixed, log_partition), bregman(q, mixed, log_partition)
     return order / (1.0 - order) * own + other
 
