@@ -13,11 +13,11 @@ from divjax.core import Array
 
 
 def transpose(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)
+    return jnp.matrix_transpose(x)
 
 
 def diagonal(x: Array) -> Array:
-    return jnp.diagonal(x, axis1=-2, axis2=-1)
+    return jnp.linalg.diagonal(x)
 
 
 def eigh(x: Array) -> tuple[Array, Array]:

@@ -138,6 +138,8 @@ def bregman(
         mask = jnp.moveaxis(where, axis, -1)
         x, y = jnp.where(mask, x, 1.0), jnp.where(mask, y, 1.0)
     if isinstance(potential, Power):
+        ok = 0 <= potential.order < inf
+        check.require(ok, "bregman", "order must be >= 0", potential, "for example Power(1.5)")
         terms = _power_term(potential.order, x, y)
         return potential.scale * masked_sum(terms, None if where is None else mask, axis=-1)
     pure, parameters = jax.closure_convert(potential, x)
@@ -271,7 +273,7 @@ def _slope_gap(phi: Any, x: Array, y: Array, parameters: tuple[Array, ...]) -> A
 def _slope_gap_jvp(phi: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, y, parameters = primals
     (dx, dy), moved = tangents[:2], tangents[2]
-    change = _finite(_curve(phi, x, dx, parameters)) - _finite(_curve(phi, y, dy, parameters))
+    change = _curve(phi, x, dx, parameters) - _curve(phi, y, dy, parameters)
     if parameters:
         gap = lambda c: _slope(phi, x, c) - _slope(phi, y, c)  # noqa: E731
         change += jax.jvp(gap, (parameters,), (moved,))[1]
@@ -287,14 +289,18 @@ def _power_term(a: float, x: Array, y: Array) -> Array:
     both, safe_x, safe_y, u = _log_ratio(x, y)
     g = generators.alpha(a)
     # Two-sided: y^a F(u) where u <= 0, x y^{a - 1} G(u) where u > 0.
-    down, up = jnp.minimum(u, 0.0), jnp.maximum(u, 0.0)
-    low = safe_y**a * under_q(g, down)
-    high = safe_x * safe_y ** (a - 1.0) * under_p(g, up)
-    inside = jnp.where(u <= 0, low, high)
+    low = safe_y**a * under_q(g, jnp.minimum(u, 0.0))
+    grown = (a > 1) & ((a - 1.0) * u > 1.0)  # G may overflow, and the definition does not cancel
+    high = safe_x * safe_y ** (a - 1.0) * under_p(g, jnp.where(grown, 0.0, jnp.maximum(u, 0.0)))
+    if a > 1:
+        far = safe_x**a - a * safe_x * safe_y ** (a - 1.0) + (a - 1.0) * safe_y**a
+        high = jnp.where(grown, far / (a * (a - 1.0)), high)
     alone_y = safe_y**a * g.at_zero  # x = 0 < y
     alone_x = safe_x**a / (a * (a - 1.0)) if a > 1 else jnp.full_like(x, inf)  # y = 0 < x
     edge = jnp.where(y > 0, alone_y, jnp.where(x > 0, alone_x, 0.0))
-    return jnp.where(both, inside, edge)
+    edge = jnp.where((x < 0) | (y < 0), inf, edge)  # outside the domain
+    edge = jnp.where(jnp.isnan(x) | jnp.isnan(y), jnp.nan, edge)
+    return jnp.where(both, jnp.where(u <= 0, low, high), edge)
 
 
 @_power_term.defjvp
@@ -317,15 +323,19 @@ def _log_ratio(x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
 def _power_slope(a: float, x: Array, y: Array) -> Array:
     """(x^{a - 1} - y^{a - 1}) / (a - 1), log(x / y) for a = 1; 0 where it is infinite."""
     both, safe_x, safe_y, u = _log_ratio(x, y)
-    g = generators.alpha(a)
-    inside = safe_y ** (a - 1.0) * g.slope_p(u)
-    if a <= 1:
-        return jnp.where(both, inside, 0.0)
-    edge = jnp.where(x > 0, safe_x ** (a - 1.0), jnp.where(y > 0, -(safe_y ** (a - 1.0)), 0.0))
-    return jnp.where(both, inside, edge / (a - 1.0))
+    if a == 1:
+        return jnp.where(both, u, 0.0)
+    b = a - 1.0
+    near = b * u < 1.0
+    change = safe_y**b * jnp.expm1(jnp.where(near, b * u, 0.0))
+    change = jnp.where(near, change, safe_x**b - safe_y**b)
+    if a > 1:
+        edge = jnp.where(x > 0, safe_x**b, 0.0) - jnp.where(y > 0, safe_y**b, 0.0)
+        change = jnp.where(both, change, edge)
+    return _finite(jnp.where(both | (a > 1), change, 0.0) / b)
 
 
 def _power_curved(a: float, x: Array, y: Array) -> Array:
     """y^{a - 2} (x - y), 0 at y = 0."""
     alive = y > 0
-    return jnp.where(alive, jnp.where(alive, y, 1.0) ** (a - 2.0) * (x - y), 0.0)
+    return _finite(jnp.where(alive, jnp.where(alive, y, 1.0) ** (a - 2.0) * (x - y), 0.0))
