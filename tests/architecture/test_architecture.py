@@ -77,7 +77,13 @@ COLLECTIVES = {"core/reduce.py", "train/gradients.py"}  # the second outside wha
 JITS = {"train/parallel.py"}
 
 # Besides what rooms export: modules whose public functions users call by the module's name.
-CALLED = ("divergences.generators", "train.parallel", "train.checkpoint", "core.chunk")
+CALLED = (
+    "divergences.gaussian",
+    "divergences.generators",
+    "train.parallel",
+    "train.checkpoint",
+    "core.chunk",
+)
 
 
 @cache
