@@ -23,7 +23,18 @@ ALL = {
     "alpha_0.3": partial(gaussian.alpha, order=0.3),
     "squared_wasserstein": gaussian.squared_wasserstein,
 }
-every = pytest.mark.parametrize("fn", ALL.values(), ids=ALL)
+
+
+@jax.jit
+def all_of(p, q):
+    """[8, *E], in one compilation."""
+    return jnp.stack([fn(p, q) for fn in ALL.values()])
+
+
+@jax.jit
+def pulls_of(p, q):
+    """The gradients of all divergences, [8, ...], of laws without example axes."""
+    return jax.jacrev(all_of, (0, 1))(p, q)
 
 
 def one(mean, deviation):
@@ -142,7 +153,7 @@ def test_alpha_is_an_integral(x64):
 def test_close_laws_keep_their_accuracy():
     """KL of about 1e-8, float32."""
     rng = np.random.default_rng(0)
-    for size in (1, 2, 5):
+    for size in (1, 3):
         p, _ = laws(rng, size=size)
         root = np.linalg.cholesky(np.float64(p.covariance))
         noise = 1e-4 * rng.normal(size=(size, size))
@@ -173,7 +184,7 @@ def test_gradients_of_close_laws_keep_their_accuracy():
 def test_ill_conditioned_covariances(condition, tolerance):
     """The rounding of the entries alone moves the result by condition * 6e-8."""
     rng = np.random.default_rng(0)
-    for size in (2, 5, 10):
+    for size in (2, 8):
         c = [np.float32(covariance(rng, size, condition)) for _ in range(2)]
         p, q = (
             Gaussian(jnp.asarray(rng.normal(size=size), jnp.float32), jnp.asarray((x + x.T) / 2))
@@ -184,9 +195,7 @@ def test_ill_conditioned_covariances(condition, tolerance):
             np.testing.assert_allclose(value, exact_renyi(p, q, order), rtol=tolerance)
         value = gaussian.squared_wasserstein(p, q)
         np.testing.assert_allclose(value, exact_wasserstein(p, q), rtol=1e-4)
-        for fn in ALL.values():
-            slopes = jax.grad(fn, (0, 1))(p, q)
-            assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(pulls_of(p, q)))
 
 
 def test_scales_far_apart():
@@ -203,56 +212,58 @@ def test_scales_far_apart():
         np.testing.assert_allclose(gaussian.kl(a, b), exact_renyi(a, b, 1), rtol=1e-5)
 
 
-@every
-def test_full_and_diagonal_agree(fn, x64):
+@pytest.mark.parametrize("singular", [False, True])
+def test_full_and_diagonal_agree(singular):
     rng = np.random.default_rng(1)
-    for variances in (rng.uniform(0.5, 2, (2, 3, 4)), np.array([[[1.0, 0.0]], [[3.0, 0.0]]])):
-        means = rng.normal(size=(variances.shape[1:])) * (variances[0] > 0)
-        thin = [DiagonalGaussian(jnp.asarray(m), jnp.asarray(v)) for m, v in
-                zip((means, 0 * means), variances, strict=True)]  # fmt: skip
-        full = [Gaussian(m, jax.vmap(jnp.diag)(v)) for m, v in thin]
-        expected = fn(*thin)
-        assert np.isfinite(expected).all()
-        for pair in (full, (thin[0], full[1]), (full[0], thin[1])):
-            np.testing.assert_allclose(fn(*pair), expected, rtol=1e-12)
-        slopes = jax.grad(lambda p, q: jnp.sum(fn(p, q)), (0, 1))
-        for a, b in zip(slopes(*thin), slopes(*full), strict=True):
-            np.testing.assert_allclose(a.mean, b.mean, rtol=1e-10, atol=1e-12)
-            np.testing.assert_allclose(a.variance, jnp.linalg.diagonal(b.covariance), atol=1e-10)
+    variances = rng.uniform(0.5, 2, (2, 3)) * (np.arange(3) != (1 if singular else -1))
+    mean = rng.normal(size=3) * (variances[0] > 0)
+    thin = [
+        DiagonalGaussian(jnp.asarray(m, jnp.float32), jnp.asarray(v, jnp.float32))
+        for m, v in zip((mean, 0 * mean), variances, strict=True)
+    ]
+    full = [Gaussian(m, jnp.diag(v)) for m, v in thin]
+    expected = all_of(*thin)
+    assert np.isfinite(expected).all()
+    for pair in (full, (thin[0], full[1]), (full[0], thin[1])):
+        np.testing.assert_allclose(all_of(*pair), expected, rtol=1e-5)
+    for a, b in zip(pulls_of(*thin), pulls_of(*full), strict=True):
+        np.testing.assert_allclose(a.mean, b.mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(a.variance, jnp.linalg.diagonal(b.covariance), atol=1e-5)
 
 
-@every
-def test_batch_is_loop_and_jit_is_eager(fn):
+def test_batch_is_loop_and_jit_is_eager():
     p, q = laws(np.random.default_rng(2), (2, 3))
-    value = fn(p, q)
-    assert value.shape == (2, 3)
-    np.testing.assert_allclose(jax.jit(fn)(p, q), value, rtol=2e-5)
-    np.testing.assert_allclose(jax.vmap(jax.vmap(fn))(p, q), value, rtol=2e-5)
-    for i in range(3):
-        single = fn(*(Gaussian(*(x[1, i] for x in law)) for law in (p, q)))
-        np.testing.assert_allclose(single, value[1, i], rtol=2e-5)
+    value = all_of(p, q)
+    assert value.shape == (len(ALL), 2, 3)
+    vmapped = jax.vmap(jax.vmap(all_of, out_axes=1), out_axes=1)(p, q)
+    np.testing.assert_allclose(vmapped, value, rtol=2e-5)
+    single = [Gaussian(*(x[1, 2] for x in law)) for law in (p, q)]
+    np.testing.assert_allclose(all_of(*single), value[:, 1, 2], rtol=2e-5)
+    eager = [fn(*single) for fn in ALL.values()]
+    np.testing.assert_allclose(eager, value[:, 1, 2], rtol=2e-5)
 
 
-@every
-@pytest.mark.parametrize("case", ["random", "repeated", "equal", "near", "wide"])
-def test_derivatives_of_both_orders(fn, case, x64):
+def test_derivatives_of_both_orders(x64):
     """Against finite differences, forward and reverse mode; also at repeated eigenvalues."""
     rng = np.random.default_rng(3)
     eye = np.eye(3)
-    a, b = {
-        "random": (covariance(rng, 3), covariance(rng, 3) + eye),
-        "repeated": (eye, 1.1 * eye),
-        "equal": (eye, eye),
-        "near": (eye, eye + 1e-2 * covariance(rng, 3)),
-        "wide": (0.1 * eye, 3.0 * eye),
-    }[case]
-    m, n = 0.1 * rng.normal(size=(2, 3))
+    cases = (
+        (covariance(rng, 3), covariance(rng, 3) + eye),
+        (eye, 1.1 * eye),
+        (eye, eye),
+        (eye, eye + 1e-2 * covariance(rng, 3)),
+        (0.1 * eye, 3.0 * eye),
+    )
+    a, b = (jnp.stack(x) for x in zip(*cases, strict=True))
+    m, n = jnp.asarray(0.1 * rng.normal(size=(2, len(cases), 3)))
 
+    @jax.jit
     def of_arrays(m, a, n, b):
-        return fn(Gaussian(m, symmetric(a)), Gaussian(n, symmetric(b)))
+        laws = Gaussian(m, symmetric(a)), Gaussian(n, symmetric(b))
+        names = ("kl", "alpha_0.3", "renyi_1.1", "squared_wasserstein")
+        return jnp.stack([ALL[name](*laws) for name in names])
 
-    arrays = [jnp.asarray(x) for x in (m, a, n, b)]
-    check_grads(of_arrays, arrays, order=2, modes=("fwd", "rev"), rtol=2e-4, atol=2e-4)
+    check_grads(of_arrays, (m, a, n, b), order=2, modes=("fwd", "rev"), rtol=2e-4, atol=2e-4)
 
 
 def test_location_gradients(x64):
@@ -287,29 +298,42 @@ SINGULAR = {  # p, q, and whether they live on one subspace
 }
 
 
+@jax.jit
+def renyi_of_orders(p, q):
+    return jnp.stack([gaussian.renyi(p, q, order=a) for a in (0.0, 0.3, 0.5, 1.0, 1.1)])
+
+
+@jax.jit
+def curved_of(p, q):
+    direction = jax.tree.map(lambda x: jnp.arange(1.0, 1.0 + x.size).reshape(x.shape), (p, q))
+    return jax.jvp(pulls_of, (p, q), direction)[1]
+
+
 @pytest.mark.parametrize("case", SINGULAR)
 def test_singular_laws(case):
     p, q, same = SINGULAR[case]
-    for order in (0.0, 0.3, 0.5, 1.0, 1.1):
-        value = gaussian.renyi(p, q, order=order)
-        assert np.isfinite(value) == same
-        assert same or value == INF
-    assert same or gaussian.squared_hellinger(p, q) == 1
-    assert same or gaussian.alpha(p, q, order=0.5) == 4
-    assert same or gaussian.alpha(p, q, order=2.0) == gaussian.alpha(p, q, order=-1.0) == INF
-    assert np.isfinite(gaussian.squared_wasserstein(p, q))
-    direction = jax.tree.map(lambda x: jnp.arange(1.0, 1.0 + x.size).reshape(x.shape), (p, q))
-    for fn in ALL.values():
-        slopes, curved = jax.jvp(jax.grad(fn, (0, 1)), (p, q), direction)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves((slopes, curved)))
+    assert (np.isfinite(renyi_of_orders(p, q)) == same).all()
+    assert same or (renyi_of_orders(p, q) == INF).all()
+    values = dict(zip(ALL, all_of(p, q), strict=True))
+    assert same or values["squared_hellinger"] == 1
+    assert same or values["alpha_0.3"] == np.float32(1 / 0.21)
+    assert np.isfinite(values["squared_wasserstein"])
+    for slopes in (pulls_of(p, q), curved_of(p, q)):
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+
+
+def test_alpha_of_singular_laws():
+    p, q, _ = SINGULAR["line in plane"]
+    assert gaussian.alpha(p, q, order=2.0) == gaussian.alpha(p, q, order=-1.0) == INF
+    slope = jax.grad(partial(gaussian.alpha, order=2.0))(p, q)
+    assert (slope.mean == 0).all()
 
 
 def test_values_on_a_common_subspace():
     """An oblique line is the one-dimensional pair N(0, 1), N(1/2, 2)."""
     p, q, _ = SINGULAR["oblique line"]
     a, b = one(0.0, 1.0), one(0.5, 2**0.5)
-    for fn in (*list(ALL.values())[:-1], partial(gaussian.renyi, order=0.01)):
-        np.testing.assert_allclose(fn(p, q), fn(a, b), rtol=1e-4)
+    np.testing.assert_allclose(all_of(p, q)[:-1], all_of(a, b)[:-1], rtol=1e-4)
     length = LINE @ LINE
     expected = length * gaussian.squared_wasserstein(a, b)
     np.testing.assert_allclose(gaussian.squared_wasserstein(p, q), expected, rtol=1e-5)
@@ -323,8 +347,7 @@ def test_values_on_a_common_subspace():
             )
             for m, c in small
         ]
-        for fn in ALL.values():
-            np.testing.assert_allclose(fn(*big), fn(*small), rtol=1e-3)
+        np.testing.assert_allclose(all_of(*big), all_of(*small), rtol=1e-3)
 
 
 def test_wasserstein_of_singular_laws_is_exact():
@@ -368,15 +391,14 @@ def test_renyi_is_infinite_beyond_its_last_order():
 def test_types():
     p, q = one(0.0, 1.0), one(1.0, 1.5)
     low = [DiagonalGaussian(*(x.astype(jnp.bfloat16) for x in law)) for law in (p, q)]
-    for fn in ALL.values():
-        assert fn(p, q).dtype == fn(*low).dtype == jnp.float32
-        assert jax.grad(fn)(*low).mean.dtype == jnp.bfloat16
+    assert all_of(p, q).dtype == all_of(*low).dtype == jnp.float32
+    assert pulls_of(*low)[0].mean.dtype == jnp.bfloat16
     np.testing.assert_allclose(gaussian.kl(*low), gaussian.kl(p, q), rtol=2e-2)
 
 
 def test_float64_stays(x64):
-    for fn in ALL.values():
-        assert fn(flat([0], 1), flat([1], 2)).dtype == jnp.float64
+    assert gaussian.kl(flat([0], 1), flat([1], 2)).dtype == jnp.float64
+    assert gaussian.squared_wasserstein(flat([0], 1), flat([1], 2)).dtype == jnp.float64
 
 
 @pytest.mark.parametrize(
@@ -403,9 +425,9 @@ def test_bad_laws(p, message):
 def test_bad_orders():
     p = flat([0], 1)
     for order in (-1, INF, jnp.float32(0.5)):
-        with pytest.raises(ValueError, match="gaussian.renyi: order must be a finite number >= 0"):
+        with pytest.raises(ValueError, match=r"gaussian\.renyi: order must be a finite"):
             gaussian.renyi(p, p, order=order)
-    with pytest.raises(ValueError, match="gaussian.alpha: order must be a finite number"):
+    with pytest.raises(ValueError, match=r"gaussian\.alpha: order must be a finite"):
         gaussian.alpha(p, p, order=-INF)
 
 
