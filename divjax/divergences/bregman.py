@@ -3,7 +3,7 @@
 phi(x) - phi(y) - <grad phi(y), x - y> cancels where x and y are close. The same number is
 int_0^1 (1 - s) <d, H(y + s d) d> ds with d = x - y and H the Hessian of phi, which does not; but
 its quadrature can miss what happens far away. So the quadrature is taken where it agrees with the
-definition to within the rounding of the latter: never worse, and accurate where it matters. The
+definition to a few roundings of the latter: no worse far away, and accurate where it matters. The
 powers need no quadrature, their terms have an exact form.
 """
 
@@ -22,7 +22,8 @@ from divjax.divergences._terms import under_p, under_q
 
 Potential = Callable[[Array], Array]  # convex, [*E, K] -> [*E], row by row
 
-_GAUSS = [(0.5 + 0.5 * s, 0.5 * w) for s, w in np.transpose(np.polynomial.legendre.leggauss(4))]
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)  # on [-1, 1]
+_GAUSS = list(zip((0.5 + 0.5 * _NODES).tolist(), (0.5 * _WEIGHTS).tolist(), strict=True))
 
 
 class Power(NamedTuple):
@@ -223,7 +224,8 @@ def _finite(x: Array) -> Array:
 def _agreed(quadrature: Array, definition: Array, size: Array) -> Array:
     """The quadrature where it is the definition up to rounding in terms of this size."""
     slack = 8.0 * float(np.finfo(size.dtype).eps) * size
-    return jnp.where(jnp.abs(quadrature - definition) <= slack, quadrature, definition)
+    # Strictly less: where the definition is infinite, so is the slack.
+    return jnp.where(jnp.abs(quadrature - definition) < slack, quadrature, definition)
 
 
 def _definition(phi: Any, x: Array, y: Array, parameters: tuple[Array, ...]) -> tuple[Array, Array]:

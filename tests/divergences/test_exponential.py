@@ -138,8 +138,8 @@ def test_derivatives_of_both_orders(x64):
         return jnp.stack(
             [
                 exponential_family_renyi(p, q, a, order=order)
-                for a in FAMILIES.values()
-                for order in (0.5, 1.0, 1.5)
+                for a in (categorical_log_partition, poisson_log_partition)
+                for order in (0.5, 1.5)
             ]
         )
 

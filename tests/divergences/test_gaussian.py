@@ -169,7 +169,7 @@ def test_close_laws_keep_their_accuracy():
 
 
 def test_gradients_of_close_laws_keep_their_accuracy():
-    """To first order the gradient of KL by A is B^-1 (A - B) B^-1 / 2, of W_2^2 by A, (A - B) / 2."""
+    """At B = I the gradients of KL and of W_2^2 by A are (A - B) / 2, to first order."""
     change = np.float32(1e-4 * np.array([[1.0, 2.0], [2.0, -3.0]]))
     q = Gaussian(jnp.zeros(2), jnp.eye(2))
     p = q._replace(covariance=jnp.eye(2) + change)
@@ -260,7 +260,7 @@ def test_derivatives_of_both_orders(x64):
     @jax.jit
     def of_arrays(m, a, n, b):
         laws = Gaussian(m, symmetric(a)), Gaussian(n, symmetric(b))
-        names = ("kl", "alpha_0.3", "renyi_1.1", "squared_wasserstein")
+        names = ("kl", "renyi_0.7", "squared_wasserstein")
         return jnp.stack([ALL[name](*laws) for name in names])
 
     check_grads(of_arrays, (m, a, n, b), order=2, modes=("fwd", "rev"), rtol=2e-4, atol=2e-4)
