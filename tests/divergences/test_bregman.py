@@ -121,11 +121,10 @@ def test_gradients_of_close_arguments_keep_their_accuracy(name):
         np.testing.assert_allclose(by_y, -curve * (a - b), rtol=1e-5)
 
 
-@pytest.mark.parametrize("step", [1.0, 1e-3])
-def test_derivatives_of_both_orders(step, x64):
+def test_derivatives_of_both_orders(x64):
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.uniform(0.3, 1.5, (2, 3)))
-    y = x * (1 + step * rng.uniform(size=(2, 3)))
+    y = x * (1 + np.array([[1.0], [1e-3]]) * rng.uniform(size=(2, 3)))  # far and near
 
     @jax.jit
     def all_of(x, y):
