@@ -106,6 +106,14 @@ def fraction(name: str, value: float, *, caller: str, open_ends: bool = False) -
     require(ok, caller, f"{name} must lie in {interval}", value, f"for example {name}=0.5")
 
 
+def seen(x: Array, index: Any = ...) -> np.ndarray | None:
+    """The values x[index] in float64, None where they cannot be seen (under a trace)."""
+    if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return None
+    with jax.ensure_compile_time_eval():  # inside a jit, indexing a constant would be traced
+        return np.asarray(x[index]).astype(np.float64)
+
+
 def not_probabilities(name: str, x: Array, axis: int, *, caller: str, remedy: str) -> None:
     """Refuses what looks like probabilities, where values can be seen (not under a trace).
 
@@ -140,10 +148,7 @@ _LOOK = 16  # rows
 
 def _first_rows(x: Array, axis: int) -> np.ndarray | None:
     """Some rows [L, K] in float64, or None where values cannot be seen or there are none."""
-    hidden = isinstance(x, jax.core.Tracer) or (
-        isinstance(x, jax.Array) and not x.is_fully_addressable
-    )
-    if hidden or x.size == 0:
+    if x.size == 0:
         return None
     axis = axis % x.ndim
     along = max((i for i in range(x.ndim) if i != axis), key=lambda i: x.shape[i], default=axis)
@@ -151,6 +156,5 @@ def _first_rows(x: Array, axis: int) -> np.ndarray | None:
         slice(None) if i == axis else slice(_LOOK) if i == along else slice(1)
         for i in range(x.ndim)
     )
-    with jax.ensure_compile_time_eval():  # inside a jit, indexing a constant would be traced
-        rows = np.moveaxis(np.asarray(x[first]), axis, -1)
-    return rows.reshape(-1, x.shape[axis]).astype(np.float64)
+    rows = seen(x, first)
+    return None if rows is None else np.moveaxis(rows, axis, -1).reshape(-1, x.shape[axis])

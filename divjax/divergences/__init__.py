@@ -1,7 +1,23 @@
 """Divergences of laws: f(p, q) is D(p || q), log space in, unreduced arrays out."""
 
-from divjax.divergences import generators, ranking, transport
+from divjax.divergences import gaussian, generators, ranking, transport
+from divjax.divergences.bregman import (
+    Power,
+    bregman,
+    density_power,
+    fenchel_young,
+    half_square,
+    minus_log,
+    negative_entropy,
+)
 from divjax.divergences.conjugate import conjugate, inverse_slope
+from divjax.divergences.exponential import (
+    bernoulli_log_partition,
+    categorical_log_partition,
+    exponential_family_kl,
+    exponential_family_renyi,
+    poisson_log_partition,
+)
 from divjax.divergences.f import f_divergence, f_divergence_from_logits
 from divjax.divergences.named import (
     alpha,
@@ -30,20 +46,33 @@ from divjax.divergences.wasserstein import (
 )
 
 __all__ = [
+    "Power",
     "alpha",
+    "bernoulli_log_partition",
+    "bregman",
+    "categorical_log_partition",
     "conjugate",
+    "density_power",
+    "exponential_family_kl",
+    "exponential_family_renyi",
     "f_divergence",
     "f_divergence_from_logits",
+    "fenchel_young",
+    "gaussian",
     "generators",
+    "half_square",
     "inverse_slope",
     "jeffreys",
     "js",
     "kl",
     "lecam",
     "manhattan",
+    "minus_log",
+    "negative_entropy",
     "neyman",
     "pearson",
     "plackett_luce",
+    "poisson_log_partition",
     "ranking",
     "renyi",
     "renyi_from_logits",

@@ -12,13 +12,13 @@ from flax import nnx
 from jax import export
 
 from divjax import core, divergences, estimators, losses, measure
-from divjax.divergences import generators
+from divjax.divergences import gaussian, generators
 from divjax.models import MLP, split
 from divjax.optim import adaptive_kl, ema
 from divjax.train import make_eval, make_step
 
 PLATFORMS = ("tpu", "cuda", "rocm", "cpu")
-ROOMS = ("core", "divergences", "estimators", "losses", "measure")
+ROOMS = ("core", "divergences", "divergences.gaussian", "estimators", "losses", "measure")
 
 P, Q = jnp.log(jnp.array([[0.5, 0.3, 0.2]] * 4)), jnp.log(jnp.array([[0.2, 0.5, 0.3]] * 4))
 X, MASK = jnp.array([-1.0, 0.5, -2.0, 0.1]), jnp.array([True, False, True, True])
@@ -28,6 +28,20 @@ CONTEXT = core.Context(jax.random.key(0), jnp.int32(0), jnp.arange(4))
 ENTRANCES = (divergences.f_divergence, divergences.f_divergence_from_logits)
 SOLVERS = (divergences.transport.unrolled(20), divergences.transport.converged())
 MEAN = core.Mean(jnp.float32(6.0), jnp.float32(4.0))
+
+MEANS, SPREAD = jnp.array([[0.0, 1.0], [1.0, -1.0]]), jnp.array([[2.0, 0.5], [0.5, 1.0]])
+COVARIANCES = jnp.stack([SPREAD, jnp.eye(2)])
+
+
+def both_kinds(divergence):
+    """Of full and of diagonal laws; [N, D], [N, D, D] against the laws in turned order."""
+
+    def run(mean, covariance):
+        full = gaussian.Gaussian(mean, covariance)
+        diagonal = gaussian.DiagonalGaussian(mean, jnp.linalg.diagonal(covariance))
+        return [divergence(law, type(law)(*(x[::-1] for x in law))) for law in (full, diagonal)]
+
+    return run
 
 
 def over_devices(fn):
@@ -73,6 +87,41 @@ CASES = {
     "divergences.tsallis": (partial(divergences.tsallis, order=1.5), P, Q),
     "divergences.renyi": (partial(divergences.renyi, order=2.0), P, Q),
     "divergences.renyi_from_logits": (partial(divergences.renyi_from_logits, order=0.5), P, Q),
+    "divergences.bernoulli_log_partition": (divergences.bernoulli_log_partition, P),
+    "divergences.bregman": (
+        lambda x, y, where: [
+            divergences.bregman(x, y, phi, where=where)
+            for phi in (divergences.negative_entropy, divergences.half_square)
+        ],
+        jnp.exp(P), jnp.exp(Q), WHERE),
+    "divergences.categorical_log_partition": (divergences.categorical_log_partition, P),
+    "divergences.density_power": (divergences.density_power(0.5), jnp.exp(P)),
+    "divergences.exponential_family_kl": (
+        lambda p, q: divergences.exponential_family_kl(p, q, divergences.poisson_log_partition),
+        P, Q),
+    "divergences.exponential_family_renyi": (
+        lambda p, q: divergences.exponential_family_renyi(
+            p, q, divergences.poisson_log_partition, order=0.5),
+        P, Q),
+    "divergences.fenchel_young": (
+        lambda z, y: divergences.fenchel_young(
+            z, y, divergences.negative_entropy, divergences.categorical_log_partition),
+        P, jnp.exp(Q)),
+    "divergences.half_square": (divergences.half_square, P),
+    "divergences.minus_log": (divergences.minus_log, jnp.exp(P)),
+    "divergences.negative_entropy": (divergences.negative_entropy, jnp.exp(P)),
+    "divergences.poisson_log_partition": (divergences.poisson_log_partition, P),
+    **{
+        f"divergences.gaussian.{name}": (both_kinds(fn), MEANS, COVARIANCES)
+        for name, fn in {
+            "alpha": partial(gaussian.alpha, order=0.3),
+            "bhattacharyya": gaussian.bhattacharyya,
+            "kl": gaussian.kl,
+            "renyi": partial(gaussian.renyi, order=2.0),
+            "squared_hellinger": gaussian.squared_hellinger,
+            "squared_wasserstein": gaussian.squared_wasserstein,
+        }.items()
+    },
     "divergences.conjugate": (
         lambda s: [divergences.conjugate(g, s) for g in generators.ALL], X),
     "divergences.inverse_slope": (
@@ -125,7 +174,9 @@ CASES = {
 # Not functions of arrays, or no function at all.
 NOTHING_TO_EXPORT = {
     "core.Array", "core.Batch", "core.Context", "core.Divergence", "core.Estimate", "core.GradFn",
-    "core.Objective", "core.PyTree", "core.Scalar", "divergences.generators",
+    "core.Objective", "core.PyTree", "core.Scalar", "divergences.Power",
+    "divergences.gaussian", "divergences.gaussian.DiagonalGaussian",
+    "divergences.gaussian.Gaussian", "divergences.generators",
     "divergences.ranking", "divergences.transport", "losses.Balance",
     "losses.FromLogits", "measure.Calibration",
 }  # fmt: skip
