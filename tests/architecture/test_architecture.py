@@ -95,7 +95,8 @@ JITS = {"train/parallel.py"}
 # Besides what rooms export: modules whose public functions users call by the module's name.
 CALLED = (
     "divergences.gaussian", "divergences.generators", "divergences.ranking",
-    "divergences.transport", "train.parallel", "train.checkpoint", "core.chunk", "recipes.bench", "recipes.kd",
+    "divergences.transport", "train.parallel", "train.checkpoint", "core.chunk",
+    "recipes.bench", "recipes.kd",
 )  # fmt: skip
 
 
