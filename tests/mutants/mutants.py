@@ -832,6 +832,20 @@ TRAIN = [
         "multi/test_parallel.py -k do_not_divide",
     ),
     Mutant(
+        "weights in parts are not gathered before they are used",
+        "train/parallel.py",
+        "used = state._replace(params=params, refs=refs)",
+        "used = state",
+        "multi/test_fsdp.py -k rows_are_not",
+    ),
+    Mutant(
+        "the moments do not follow their weights",
+        "train/parallel.py",
+        "opt_state=jax.tree_util.tree_map_with_path(follow, tree.opt_state),",
+        "",
+        "multi/test_fsdp.py -k no_more",
+    ),
+    Mutant(
         "the state is never donated",
         "train/parallel.py",
         "return jax.jit(step.update, donate_argnums=donated)",
