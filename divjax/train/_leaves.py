@@ -17,7 +17,10 @@ Index = tuple[slice, ...]
 def named(tree: PyTree) -> dict[str, Any]:
     """Path -> leaf, such as ".params['w']": independent of the classes of the nodes."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): jnp.asarray(x) for path, x in leaves}
+    return {
+        jax.tree_util.keystr(path): x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+        for path, x in leaves
+    }
 
 
 def type_of(x: jax.Array) -> str:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from divjax.core import PyTree
 from divjax.core.check import positive, require
@@ -88,7 +89,9 @@ def restore(directory: str | Path, like: PyTree, config: Any) -> tuple[PyTree, i
 
     Args:
         directory: as in `save`.
-        like: a state with the wanted structure, types and shardings.
+        like: a state with the wanted structure, types and shardings, of arrays or, to hold nothing
+            twice, of jax.ShapeDtypeStruct; see `parallel.shardings`. How the state lay when it was
+            saved, and on how many devices, makes no difference.
         config: must equal the config it was saved with.
 
     Raises:
@@ -269,10 +272,10 @@ def _write(
 def _refill(like: PyTree, leaves: Mapping[str, Any]) -> PyTree:
     """The tree of `like` with new leaves, as free to move between devices as the old ones were."""
 
-    def new(name: str, old: jax.Array) -> jax.Array:
+    def new(name: str, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
         if old.size == 0:
-            return jnp.zeros(old.shape, old.dtype, device=old.sharding if old.committed else None)
-        return leaves[name] if old.committed else _unpinned(leaves[name])
+            return jnp.zeros(old.shape, old.dtype, device=_layout(old))
+        return _unpinned(leaves[name]) if _layout(old) is None else leaves[name]
 
     order = [new(name, old) for name, old in named(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), order)
@@ -287,8 +290,15 @@ def _unpinned(x: jax.Array) -> jax.Array:
     return jnp.asarray(np.asarray(x))
 
 
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def _layout(x: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
+    """Where a leaf must lie; None where that is free, as for arrays that nobody has placed."""
+    held = isinstance(x, jax.ShapeDtypeStruct) or x.committed
+    return x.sharding if held else None
+
+
+def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_layout(x) or here)
 
 
 def _json_config(config: Any) -> Any:
