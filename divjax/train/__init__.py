@@ -2,7 +2,7 @@
 
     state.py       TrainState, Info, Step            step.py       make_step
     compose.py     alternate, over_seeds
-    gradients.py   loss_and_grad, extragradient      parallel.py   compile, data_mesh
+    gradients.py   loss_and_grad, extragradient      parallel.py   compile, data_mesh, fsdp, start
     evaluate.py    make_eval                         checkpoint.py save, restore, open_checkpoints
 
     import optax
@@ -34,19 +34,27 @@ Signatures:
     extragradient(grad_fn, step_size) -> GradFn
     make_eval(metrics, *, batch_size) -> evaluate(params, data, *, axis_name=None) -> {name: [...]}
         metrics(params, batch, mask) -> {name: Mean}            # mask [B] bool, False on padding
-    parallel.compile(step, *, mode="jit", mesh=None, donate=True) -> (state, batch, frozen=None)
-        -> (state, info)                            # mesh=None: one device, as jax.jit
+    parallel.start(coordinator=None, num_processes=None, process_id=None)  # first line of a program
+        # on a pod or cluster: joins the processes of the run; alone: nothing to do
+    parallel.compile(step, *, mode="jit", mesh=None, rule=None, donate=True)
+        -> (state, batch, frozen=None) -> (state, info)     # mesh=None: one device, as jax.jit
+        # rule=fsdp(mesh): params, moments and references in parts, gathered in the step
     parallel.data_mesh(devices=None) -> Mesh        # all devices, or the first `devices`
     parallel.replicate(tree, mesh) -> tree          # a teacher, once, instead of at each step
+    parallel.fsdp(mesh, *, min_size=2**14) -> rule  # or any (path, shape) -> PartitionSpec
+    parallel.shard(tree, mesh, rule) -> tree        # a teacher, or the `like` of restore, in parts
+    parallel.shardings(tree, mesh, rule) -> tree of NamedSharding      # of arrays or shapes
     parallel.shard_rows(batch, mesh) -> batch       # needed with several processes only
     checkpoint.save(directory, step, state, config) -> None     # done, on disk, when it returns
     checkpoint.restore(directory, like, config) -> (state, step) | None        # None: nothing there
     checkpoint.open_checkpoints(directory, config, *, keep=2) -> Checkpoints   # for a loop
         .save(step, state)                          # copies, then writes in the background
         .restore(like) -> (state, step) | None      # the newest whole one
-        .close()                                    # waits for the last write
+        .close()                                    # waits for the last write; others may write
+    checkpoint.fingerprint(tree) -> str             # of a teacher, for the config of its runs
 
-`frozen` holds teachers: any tree, an argument of `update`, never donated, never in a checkpoint.
+`frozen` holds teachers: any tree, an argument of `update`, never donated, never in a checkpoint:
+save a teacher once, in a directory of its own, and put its fingerprint into the config.
 `config` is a dataclass or a mapping of JSON values. `restore` raises ValueError, with path and
 remedy, for a corrupt or foreign checkpoint and for a config that differs (it names the keys).
 `step` of the checkpoint functions is a Python int: with seeds, state.step is [S].

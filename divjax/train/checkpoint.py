@@ -4,12 +4,13 @@ One orbax Composite per step: `state` holds the leaves under their paths, typed 
 `about` the config and a checksum of every leaf (orbax itself does not notice a changed byte of
 array data). A step appears as a whole or not at all; what a killed process left behind is ignored,
 and removed by the next save. Arrays come back with the values, types and shardings of `like`, bit
-for bit.
+for bit. One writer at a time: it holds a lock, which dies with its process; readers need none.
 """
 
 import dataclasses
+import hashlib
 import json
-import shutil
+import weakref
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from divjax.core import PyTree
 from divjax.core.check import positive, require
+from divjax.train import _folder
+from divjax.train._leaves import checksums, is_damaged, named, plain, type_of
 
-_FORMAT = "divjax-1"
-_TORN = ".orbax-checkpoint-tmp"  # in the name of a directory that is not complete yet
+_FORMAT = "divjax-2"
 
 
 class Checkpoints(NamedTuple):
@@ -37,7 +40,7 @@ class Checkpoints(NamedTuple):
         restore: (like) -> (state, step) of the newest whole checkpoint, or None. `like` is a state
             with the wanted structure, types and shardings, as from `Step.init`; its values are
             not read.
-        close: () -> None, waits for the last write.
+        close: () -> None, waits for the last write and lets others write.
     """
 
     save: Callable[[int, PyTree], None]
@@ -51,11 +54,12 @@ def save(directory: str | Path, step: int, state: PyTree, config: Any) -> None:
     Args:
         directory: made if missing.
         step: the number of updates done.
-        state: any tree of arrays.
+        state: any tree of arrays, with a number in it.
         config: a dataclass or a mapping of JSON values.
 
     Raises:
-        ValueError: the step is there already or is negative; as `open_checkpoints`.
+        ValueError: the step is there already or is negative; the state is empty; as
+            `open_checkpoints`.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -66,7 +70,7 @@ def save(directory: str | Path, step: int, state: PyTree, config: Any) -> None:
         >>> state["w"].tolist(), step
         ([1.0, 1.0], 7)
     """
-    checkpoints, manager = _open(directory, config, None)
+    checkpoints, manager = _open(directory, config, None, writes=True)
     try:
         require(
             step not in manager.all_steps(),
@@ -85,7 +89,9 @@ def restore(directory: str | Path, like: PyTree, config: Any) -> tuple[PyTree, i
 
     Args:
         directory: as in `save`.
-        like: a state with the wanted structure, types and shardings.
+        like: a state with the wanted structure, types and shardings, of arrays or, to hold nothing
+            twice, of jax.ShapeDtypeStruct; see `parallel.shardings`. How the state lay when it was
+            saved, and on how many devices, makes no difference.
         config: must equal the config it was saved with.
 
     Raises:
@@ -99,10 +105,47 @@ def restore(directory: str | Path, like: PyTree, config: Any) -> tuple[PyTree, i
     """
     if not Path(directory).exists():
         return None
-    checkpoints = open_checkpoints(directory, config, keep=None)
-    found = checkpoints.restore(like)
-    checkpoints.close()
-    return found
+    checkpoints, _ = _open(directory, config, None, writes=False)
+    try:
+        return checkpoints.restore(like)
+    finally:
+        checkpoints.close()
+
+
+def fingerprint(tree: PyTree) -> str:
+    """A hash of the paths, types, shapes and bytes of a tree: which teacher a run belongs to.
+
+    A teacher is in no checkpoint. Save it once, in a directory of its own, and put its fingerprint
+    into the config: a run is then not resumed with another teacher.
+
+    Args:
+        tree: arrays that this process holds; how they lie on its devices makes no difference.
+
+    Returns:
+        64 hexadecimal digits (SHA-256).
+
+    Raises:
+        ValueError: a leaf is spread over several processes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.train import checkpoint
+        >>> config = {"lr": 0.1, "teacher": checkpoint.fingerprint({"w": jnp.ones(2)})}
+        >>> config["teacher"] == checkpoint.fingerprint({"w": jnp.zeros(2)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name, x in sorted(named(tree).items()):
+        require(
+            x.is_fully_addressable or x.is_fully_replicated,
+            "fingerprint",
+            f"leaf {name} must be held by this process",
+            x,
+            "take the fingerprint before it is sharded",
+        )
+        digest.update(f"{name} {type_of(x)}\n".encode())
+        digest.update(np.asarray(plain(x)).tobytes())
+    return digest.hexdigest()
 
 
 def open_checkpoints(directory: str | Path, config: Any, *, keep: int | None = 2) -> Checkpoints:
@@ -117,7 +160,8 @@ def open_checkpoints(directory: str | Path, config: Any, *, keep: int | None = 2
         Checkpoints(save, restore, close).
 
     Raises:
-        ValueError: directory is a file or holds something else; config is not JSON.
+        ValueError: directory is a file, holds something else or is open for writing elsewhere;
+            config is not JSON.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -131,41 +175,61 @@ def open_checkpoints(directory: str | Path, config: Any, *, keep: int | None = 2
         >>> float(state["w"]), step
         (20.0, 20)
     """
-    return _open(directory, config, keep)[0]
+    return _open(directory, config, keep, writes=True)[0]
 
 
 def _open(
-    directory: str | Path, config: Any, keep: int | None
+    directory: str | Path, config: Any, keep: int | None, *, writes: bool
 ) -> tuple[Checkpoints, ocp.CheckpointManager]:
     folder = Path(directory).absolute()
     if keep is not None:
         positive("keep", keep, caller="open_checkpoints")
     described = _json_config(config)
-    _check_folder(folder)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-    manager = ocp.CheckpointManager(folder, options=options)
+    _folder.check(folder)
+    lock = _folder.lock(folder) if writes else None
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, todelete_subdir=_folder.DROPPED)
+    try:
+        manager = ocp.CheckpointManager(folder, options=options)
+    except BaseException:
+        _folder.unlock(lock)
+        raise
 
     def save(step: int, state: PyTree) -> None:
+        require(
+            release.alive, "save", "the checkpoints must be open", "closed ones", "open them again"
+        )
         _write(manager, folder, step, state, described, later=True)
 
     def restore(like: PyTree) -> tuple[PyTree, int] | None:
         manager.wait_until_finished()
         step = manager.latest_step()
-        if step is None:
-            return None
-        path = folder / str(step)
-        only = ocp.args.Composite(about=ocp.args.JsonRestore())
-        about = _read(path, lambda: manager.restore(step, args=only)["about"])
-        _check_about(path, about, described, _named(like))
-        targets = {n: _abstract(x) for n, x in _named(like).items()}
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
-        leaves = _read(path, lambda: manager.restore(step, args=args)["state"])
-        for name, x in leaves.items():
-            if _checksum(x) != about["leaves"][name]["checksum"]:
-                raise _damaged(path, f"checksum of {name} is wrong")
-        return _refill(like, leaves), step
+        return None if step is None else (_load(manager, folder, step, like, described), step)
 
-    return Checkpoints(save, restore, manager.close), manager
+    def close() -> None:
+        manager.close()
+        if writes and release.alive:
+            _folder.sweep(folder)
+        release()
+
+    release = weakref.finalize(save, _folder.unlock, lock)  # also of a store that is only dropped
+    return Checkpoints(save, restore, close), manager
+
+
+def _load(
+    manager: ocp.CheckpointManager, folder: Path, step: int, like: PyTree, config: Any
+) -> PyTree:
+    """The state of one checkpoint, after every check."""
+    path, wanted = folder / str(step), named(like)
+    only = ocp.args.Composite(about=ocp.args.JsonRestore())
+    about = _read(path, lambda: manager.restore(step, args=only)["about"])
+    _check_about(path, about, config, wanted)
+    targets = {n: _abstract(x) for n, x in wanted.items() if x.size > 0}
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
+    leaves = _read(path, lambda: manager.restore(step, args=args)["state"])
+    for name, x in leaves.items():
+        if is_damaged(x, about["leaves"][name]["checksums"]):
+            raise _damaged(path, f"checksum of {name} is wrong")
+    return _refill(like, leaves)
 
 
 def _write(
@@ -180,33 +244,40 @@ def _write(
     """Begins to write; with `later`, in place of the checkpoints of this and of later steps."""
     ok = isinstance(step, int) and step >= 0
     require(ok, "save", "step must be an int >= 0", step, "pass int(state.step)")
-    leaves = _named(state)
+    leaves = named(state)
+    stored = {name: x for name, x in leaves.items() if x.size > 0}  # orbax refuses the others
+    require(
+        len(stored) > 0,
+        "save",
+        "state must hold an array with elements",
+        {name: type_of(x) for name, x in leaves.items()},
+        "pass the TrainState",
+    )
+    sums = checksums(leaves)
     about = {
         "format": _FORMAT,
         "config": config,
-        "leaves": {n: {"type": _type(x), "checksum": _checksum(x)} for n, x in leaves.items()},
+        "leaves": {n: {"type": type_of(x), "checksums": sums[n]} for n, x in leaves.items()},
     }
+    about["checksum"] = _text_checksum(about)
     manager.wait_until_finished()  # one write at a time: else the list of steps is not settled
-    _sweep(folder)
+    _folder.sweep(folder)
     for old in [s for s in manager.all_steps() if later and s >= step]:
         manager.delete(old)
-    items = {"state": ocp.args.StandardSave(leaves), "about": ocp.args.JsonSave(about)}
+    items = {"state": ocp.args.StandardSave(stored), "about": ocp.args.JsonSave(about)}
     if not manager.save(step, args=ocp.args.Composite(**items), force=True):
         raise RuntimeError(f"{folder}: orbax declined to save step {step}")
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    """Path -> leaf, such as ".params['w']": independent of the classes of the nodes."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): jnp.asarray(x) for path, x in leaves}
-
-
 def _refill(like: PyTree, leaves: Mapping[str, Any]) -> PyTree:
     """The tree of `like` with new leaves, as free to move between devices as the old ones were."""
-    order = [
-        leaves[name] if old.committed else _unpinned(leaves[name])
-        for name, old in _named(like).items()
-    ]
+
+    def new(name: str, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+        if old.size == 0:
+            return jnp.zeros(old.shape, old.dtype, device=_layout(old))
+        return _unpinned(leaves[name]) if _layout(old) is None else leaves[name]
+
+    order = [new(name, old) for name, old in named(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), order)
 
 
@@ -219,21 +290,15 @@ def _unpinned(x: jax.Array) -> jax.Array:
     return jnp.asarray(np.asarray(x))
 
 
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def _layout(x: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
+    """Where a leaf must lie; None where that is free, as for arrays that nobody has placed."""
+    held = isinstance(x, jax.ShapeDtypeStruct) or x.committed
+    return x.sharding if held else None
 
 
-def _type(x: jax.Array) -> str:
-    return f"{x.dtype} {list(x.shape)}"
-
-
-def _checksum(x: jax.Array) -> int | None:
-    """Of the bytes of the whole array; None where this process does not hold all of it."""
-    if not (x.is_fully_addressable or x.is_fully_replicated):
-        return None
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    return zlib.crc32(np.asarray(x).tobytes())
+def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_layout(x) or here)
 
 
 def _json_config(config: Any) -> Any:
@@ -254,37 +319,13 @@ def _json_config(config: Any) -> Any:
         ) from error
 
 
-def _check_folder(folder: Path) -> None:
-    """Nothing but checkpoints lies there: a foreign folder is neither trained into nor cleaned."""
-    if folder.is_file():
-        raise ValueError(f"{folder}: must be a directory, got a file; pass another path")
-    if not folder.exists():
-        return
-    foreign = [p.name for p in folder.iterdir() if not _ours(p)]
-    if foreign:
-        raise ValueError(
-            f"{folder}: must hold checkpoints only, got {sorted(foreign)[:5]}; "
-            "pass a directory of its own"
-        )
-
-
-def _ours(path: Path) -> bool:
-    step = path.name.split(_TORN)[0]
-    return path.is_dir() and (step.isdigit() or step == "metadata")
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what a killed writer left (orbax's own cleaning of these fails now and then)."""
-    if jax.process_index() == 0:
-        for torn in folder.glob(f"*{_TORN}*"):
-            shutil.rmtree(torn, ignore_errors=True)
-
-
 def _check_about(path: Path, about: Any, config: Any, like: Mapping[str, Any]) -> None:
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise _foreign(path)
+    if about.get("checksum") != _text_checksum({k: x for k, x in about.items() if k != "checksum"}):
+        raise _damaged(path, "checksum of its description is wrong")
     saved = about["config"]
-    differing = [k for k in sorted({*saved, *config}) if saved.get(k, ...) != config.get(k, ...)]
+    differing = [k for k in sorted({*saved, *config}) if not _same(saved, config, k)]
     if differing:
         lines = [f"{k}: saved {_shown(saved, k)}, now {_shown(config, k)}" for k in differing]
         raise ValueError(
@@ -292,13 +333,27 @@ def _check_about(path: Path, about: Any, config: Any, like: Mapping[str, Any]) -
             "restore these values, or start in a new directory"
         )
     have = {name: leaf["type"] for name, leaf in about["leaves"].items()}
-    want = {name: _type(x) for name, x in like.items()}
+    want = {name: type_of(x) for name, x in like.items()}
     for name in sorted({*have, *want}):
         if have.get(name) != want.get(name):
             raise ValueError(
                 f"{path}: leaf {name} must be {want.get(name, 'absent')}, the checkpoint has "
                 f"{have.get(name, 'none')}; build the state as it was when it was saved"
             )
+
+
+def _text_checksum(about: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _same(saved: Mapping[str, Any], config: Mapping[str, Any], key: str) -> bool:
+    """Whether both have the entry and it is equal, where NaN equals NaN."""
+    if key not in saved or key not in config:
+        return False
+    one, other = (
+        json.loads(json.dumps(x[key]), parse_constant=lambda name: (name,)) for x in (saved, config)
+    )
+    return bool(one == other)
 
 
 def _shown(config: Mapping[str, Any], key: str) -> str:

@@ -792,24 +792,37 @@ TRAIN = [
     Mutant(
         "checkpoint config not compared",
         "train/checkpoint.py",
-        "differing = [k for k in sorted({*saved, *config}) if saved.get(k, ...) "
-        "!= config.get(k, ...)]",
+        "differing = [k for k in sorted({*saved, *config}) if not _same(saved, config, k)]",
         "differing = [k for k in () if k]",
         "train/test_checkpoint.py -k config_mismatch",
     ),
     Mutant(
         "checksums not compared",
         "train/checkpoint.py",
-        'if _checksum(x) != about["leaves"][name]["checksum"]:',
+        'if is_damaged(x, about["leaves"][name]["checksums"]):',
         "if x is None:",
         "train/test_checkpoint.py -k damaged_checkpoint",
     ),
     Mutant(
         "the abandoned future stays",
         "train/checkpoint.py",
-        "for later in [s for s in manager.all_steps() if s >= step]:",
-        "for later in [s for s in manager.all_steps() if s == step]:",
+        "for old in [s for s in manager.all_steps() if later and s >= step]:",
+        "for old in [s for s in manager.all_steps() if later and s == step]:",
         "train/test_checkpoint.py -k abandoned_future",
+    ),
+    Mutant(
+        "a directory with a number for a name is taken for a checkpoint",
+        "train/_folder.py",
+        'whole and (path / "about").is_dir() and (path / "state").is_dir()',
+        "whole and path.is_dir()",
+        "train/test_checkpoint.py -k foreign_directory",
+    ),
+    Mutant(
+        "two writers in one folder",
+        "train/_folder.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "train/test_checkpoint.py -k second_writer",
     ),
     Mutant(
         "a batch of several devices is not checked",
@@ -817,6 +830,20 @@ TRAIN = [
         "        _check_rows(batch, mesh.size)\n",
         "",
         "multi/test_parallel.py -k do_not_divide",
+    ),
+    Mutant(
+        "weights in parts are not gathered before they are used",
+        "train/parallel.py",
+        "used = state._replace(params=params, refs=refs)",
+        "used = state",
+        "multi/test_fsdp.py -k rows_are_not",
+    ),
+    Mutant(
+        "the moments do not follow their weights",
+        "train/parallel.py",
+        "opt_state=jax.tree_util.tree_map_with_path(follow, tree.opt_state),",
+        "",
+        "multi/test_fsdp.py -k no_more",
     ),
     Mutant(
         "the state is never donated",

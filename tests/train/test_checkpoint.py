@@ -62,6 +62,11 @@ def train(state, first, last):
     return state
 
 
+def held(folder):
+    """The names in a folder, besides the lock."""
+    return sorted(p.name for p in folder.iterdir() if p.name != "lock")
+
+
 def same(a, b):
     chex.assert_trees_all_equal_structs(a, b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -96,7 +101,7 @@ def test_a_loop_keeps_the_newest_and_may_donate_at_once(tmp_path):
         state, _ = update(state, batches(i))
         store.save(i + 1, state)
     store.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "5"]
+    assert held(tmp_path) == ["4", "5"]
     restored, step = checkpoint.restore(tmp_path, start(), {})
     assert step == 5
     same(restored, train(start(), 0, 5))
@@ -125,7 +130,7 @@ def test_saving_an_earlier_step_drops_the_abandoned_future(tmp_path):
     store.save(20, {"x": jnp.float32(-1)})
     assert float(store.restore({"x": jnp.float32(0)})[0]["x"]) == -1
     store.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "20"]
+    assert held(tmp_path) == ["10", "20"]
 
 
 def test_restored_state_is_as_free_to_move_as_the_one_it_replaces(tmp_path):
@@ -162,9 +167,9 @@ def test_half_written_checkpoint_is_not_taken_for_a_whole_one(tmp_path):
     state, step = checkpoint.restore(tmp_path, start(), {})
     assert step == 3
     same(state, train(start(), 0, 3))
-    assert len(list(tmp_path.iterdir())) == 2  # reading removes nothing
+    assert held(tmp_path) == ["3", "6.orbax-checkpoint-tmp"]  # reading removes nothing
     checkpoint.save(tmp_path, 6, train(state, 3, 6), {})  # the same step again
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "6"]
+    assert held(tmp_path) == ["3", "6"]
     same(checkpoint.restore(tmp_path, start(), {})[0], train(start(), 0, 6))
 
 
@@ -196,7 +201,7 @@ def test_kill_9_between_and_during_saves(tmp_path):
     store.save(step + 1, {"x": state["x"] + 1})
     store.close()
     assert checkpoint.restore(tmp_path, state, {})[1] == step + 1
-    assert all(p.name.isdigit() for p in tmp_path.iterdir())  # the torn one is swept up
+    assert all(name.isdigit() for name in held(tmp_path))  # the torn one is swept up
 
 
 def test_config_mismatch_names_the_keys(tmp_path):
@@ -240,8 +245,177 @@ def test_foreign_checkpoint(tmp_path):
 
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(5, args=ocp.args.StandardSave({"w": jnp.ones(3)}))
-    with pytest.raises(ValueError, match=r"5: is no checkpoint of divjax; pass another directory"):
+    with pytest.raises(ValueError, match=r"must hold checkpoints only, got \['5'\]"):
         checkpoint.restore(tmp_path, start(), {})
+
+
+@pytest.mark.parametrize(
+    "name", ["2024", "007", "1.5", "-1", "\u00b2", "metadata", "5.old", "lock"]
+)
+def test_a_foreign_directory_is_refused_and_never_deleted(name, tmp_path):
+    """A folder of photographs by year was taken for checkpoints and cleaned up."""
+    checkpoint.save(tmp_path, 3, {"x": jnp.ones(2)}, {})
+    if name == "lock":
+        (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "photo.jpg").write_text("x")
+    for attempt in [
+        lambda: checkpoint.save(tmp_path, 4, {"x": jnp.ones(2)}, {}),
+        lambda: checkpoint.restore(tmp_path, {"x": jnp.ones(2)}, {}),
+        lambda: checkpoint.open_checkpoints(tmp_path, {}, keep=1),
+    ]:
+        with pytest.raises(ValueError, match="must hold checkpoints only") as error:
+            attempt()
+        assert repr(name) in str(error.value)
+    assert (tmp_path / name / "photo.jpg").exists()
+
+
+def test_what_comes_into_the_folder_while_it_is_open_stays(tmp_path):
+    store = checkpoint.open_checkpoints(tmp_path, {}, keep=1)
+    for name in ["2024", "album.orbax-checkpoint-tmp", "2.orbax-checkpoint-tmp"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.jpg").write_text("x")
+    for step in [1, 2, 3]:
+        store.save(step, {"x": jnp.ones(2)})
+    store.close()
+    # the third is what a killed writer leaves behind
+    assert held(tmp_path) == ["2024", "3", "album.orbax-checkpoint-tmp"]
+
+
+def test_a_checkpoint_that_was_half_deleted_is_no_foreign_directory(tmp_path, monkeypatch):
+    """Whole or gone: dropping one begins with a rename, so that a kill leaves a torn directory."""
+    store = checkpoint.open_checkpoints(tmp_path, {}, keep=1)
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # killed before that
+    for step in [1, 2]:
+        store.save(step, {"x": jnp.full(2, step)})
+    store.close()
+    assert len(held(tmp_path)) == 2
+    monkeypatch.undo()
+    state, step = checkpoint.restore(tmp_path, {"x": jnp.zeros(2, int)}, {})
+    assert step == 2
+    checkpoint.save(tmp_path, 3, state, {})
+    assert held(tmp_path) == ["2", "3"]
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    """Two writers removed each other's unfinished files."""
+    store = checkpoint.open_checkpoints(tmp_path, {})
+    store.save(1, {"x": jnp.ones(2)})
+    for attempt in [
+        lambda: checkpoint.open_checkpoints(tmp_path, {}),
+        lambda: checkpoint.save(tmp_path, 2, {"x": jnp.ones(2)}, {}),
+    ]:
+        with pytest.raises(ValueError, match="is open for writing") as error:
+            attempt()
+        assert str(tmp_path) in str(error.value)
+        assert "close" in str(error.value)
+    store.restore({"x": jnp.zeros(2)})  # waits for the write
+    assert checkpoint.restore(tmp_path, {"x": jnp.zeros(2)}, {})[1] == 1  # readers may
+    store.save(2, {"x": jnp.ones(2)})
+    store.close()
+    store.close()  # closing twice is no error
+    checkpoint.save(tmp_path, 3, {"x": jnp.ones(2)}, {})
+    assert held(tmp_path) == ["1", "2", "3"]
+
+
+def test_a_writer_that_was_dropped_or_refused_holds_no_lock(tmp_path):
+    store = checkpoint.open_checkpoints(tmp_path, {})
+    del store
+    (tmp_path / "foreign").mkdir()
+    with pytest.raises(ValueError, match="must hold checkpoints only"):
+        checkpoint.open_checkpoints(tmp_path, {})
+    (tmp_path / "foreign").rmdir()
+    checkpoint.open_checkpoints(tmp_path, {}).close()
+
+
+WRITER = """
+import sys, time
+import jax.numpy as jnp
+from divjax.train import checkpoint
+store = checkpoint.open_checkpoints(sys.argv[1], {})
+store.save(1, {"x": jnp.ones(2)})
+store.restore({"x": jnp.ones(2)})
+print("open", flush=True)
+time.sleep(100)
+"""
+
+
+def test_another_process_is_refused_until_the_first_is_killed(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(ValueError, match="is open for writing"):
+            checkpoint.open_checkpoints(tmp_path, {})
+        assert checkpoint.restore(tmp_path, {"x": jnp.ones(2)}, {})[1] == 1
+        process.send_signal(signal.SIGKILL)
+    checkpoint.save(tmp_path, 2, {"x": jnp.ones(2)}, {})
+    assert held(tmp_path) == ["1", "2"]
+
+
+def test_a_config_with_nan_equals_itself(tmp_path):
+    config = {"skip": float("nan"), "deep": {"a": [1.0, float("nan")], "b": 2}, "lr": 1}
+    checkpoint.save(tmp_path, 3, {"x": jnp.ones(2)}, config)
+    again = {"lr": 1.0, "deep": {"b": 2, "a": [1, float("nan")]}, "skip": float("nan")}
+    assert checkpoint.restore(tmp_path, {"x": jnp.ones(2)}, again)[1] == 3
+    with pytest.raises(ValueError, match=r"config \(deep: saved .*; skip: saved nan, now 0\.0\)"):
+        checkpoint.restore(tmp_path, {"x": jnp.ones(2)}, {"lr": 1, "deep": {}, "skip": 0.0})
+
+
+def test_leaves_without_elements_are_kept(tmp_path):
+    state = {
+        "none": jnp.zeros((0, 3), jnp.bfloat16),
+        "keys": jax.random.split(jax.random.key(0), 0),
+        "x": jnp.ones(2),
+    }
+    checkpoint.save(tmp_path, 3, state, {})
+    restored, _ = checkpoint.restore(tmp_path, state, {})
+    same(restored, state)
+    with pytest.raises(ValueError, match=r"\['none'\] must be float32 \[0, 4\], .* \[0, 3\]"):
+        checkpoint.restore(tmp_path, {**state, "none": jnp.zeros((0, 4))}, {})
+    with pytest.raises(ValueError, match=r"\['none'\] must be absent"):
+        checkpoint.restore(tmp_path, {"x": state["x"], "keys": state["keys"]}, {})
+
+
+@pytest.mark.parametrize("state", [{}, (), None, {"none": jnp.zeros((0, 3))}])
+def test_a_state_without_a_number_is_refused(state, tmp_path):
+    with pytest.raises(ValueError, match="save: state must hold an array with elements"):
+        checkpoint.save(tmp_path, 3, state, {})
+    store = checkpoint.open_checkpoints(tmp_path, {})
+    with pytest.raises(ValueError, match="save: state must hold an array with elements"):
+        store.save(3, state)
+    store.save(3, {"x": jnp.ones(2)})
+    assert store.restore({"x": jnp.ones(2)})[1] == 3
+    store.close()
+
+
+def test_a_run_belongs_to_its_teacher(tmp_path):
+    """The teacher is saved once; its fingerprint in the config refuses to go on with another."""
+    teacher = {"w": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(1)}
+    config = {"lr": 0.1, "teacher": checkpoint.fingerprint(teacher)}
+    checkpoint.save(tmp_path / "teacher", 0, teacher, {})
+    checkpoint.save(tmp_path / "run", 3, start(), config)
+    found, _ = checkpoint.restore(tmp_path / "teacher", teacher, {})
+    assert checkpoint.fingerprint(found) == config["teacher"]
+    same(checkpoint.restore(tmp_path / "run", start(), config)[0], start())
+    other = {"lr": 0.1, "teacher": checkpoint.fingerprint({**found, "w": found["w"] + 1e-6})}
+    with pytest.raises(ValueError, match=r"another config \(teacher: saved '\w{64}', now '\w{64}'"):
+        checkpoint.restore(tmp_path / "run", start(), other)
+
+
+def test_fingerprint_sees_names_types_shapes_and_values():
+    tree = {"a": np.zeros((2, 3), np.float32), "b": np.float32(1)}
+    same_tree = {"b": jnp.float32(1), "a": jnp.zeros((2, 3))}
+    assert checkpoint.fingerprint(tree) == checkpoint.fingerprint(same_tree)
+    spread = replicate(same_tree, data_mesh(4))
+    assert checkpoint.fingerprint(tree) == checkpoint.fingerprint(spread)
+    others = [
+        {"c": tree["a"], "b": tree["b"]},
+        {"a": tree["a"].T, "b": tree["b"]},
+        {"a": tree["a"].astype(jnp.bfloat16), "b": tree["b"]},
+        {"a": tree["a"].view(np.int32), "b": tree["b"]},
+        {"a": tree["a"] - 0.0 * tree["b"] - 1e-30, "b": tree["b"]},
+    ]
+    assert len({checkpoint.fingerprint(x) for x in [tree, *others]}) == 6
 
 
 DAMAGED = """
