@@ -198,8 +198,8 @@ def afterwards(accuracy, controls) -> str:
     return (
         f"Written afterwards: the released weight is {8e-4 * BATCH:.3f} per row, beside 0.9 times "
         f"{TEMPERATURE**2:g} of the distillation term, and {same} of {len(accuracy['kd'])} "
-        "students have the very accuracy they have without it. The term cannot tell which row of the teacher belongs to which "
-        f"image, so it teaches little by itself. {figures}."
+        "students have the very accuracy they have without it. The term cannot tell which row of "
+        f"the teacher belongs to which image, so it teaches little by itself. {figures}."
     )
 
 

@@ -1,4 +1,4 @@
-"""The experiments of offline distillation: fair grids, stored verdicts, and smoke runs on demand."""
+"""The experiments of offline distillation: fair grids, stored verdicts, smoke runs on demand."""
 
 import json
 import os
