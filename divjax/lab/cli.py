@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -21,7 +23,8 @@ USAGE = """divjax: experiments that reproduce papers, one file each
   divjax report NAME --preset cpu   write the report of a run folder again
   divjax verify NAME | --all        do the stored verdicts follow from the stored records?
 
-Every field of an experiment's config is an option of run: divjax run NAME --help
+An experiment's own options are the fields of its config; divjax run NAME --help shows them.
+verify --all ends with 1 for a mismatch; an experiment without stored results is named, no error.
 """
 
 
@@ -72,6 +75,21 @@ def _refuse_unknown(arguments: Sequence[str], known: Sequence[str], name: str) -
             raise LabError(f"{name} has no option --{shown}; {nearest(key, known)}")
 
 
+def _name_at(arguments: Sequence[str]) -> int | None:
+    """Where the experiment is named: in front, or a known name anywhere, or at the end."""
+    from divjax.lab.experiment import files
+
+    if arguments and not arguments[0].startswith("-"):
+        return 0
+    known = files()
+    for i, argument in enumerate(arguments):
+        if argument in known and arguments[i - 1] not in ("--out", "--preset"):
+            return i
+    if any(argument.startswith("-") for argument in arguments[-2:]):
+        return None
+    return len(arguments) - 1 if arguments else None
+
+
 def _refuse_counts(config: Any, preset: Any) -> None:
     """Seeds, steps and the like: a whole number that a preset has above 0 stays there."""
     for field in dataclasses.fields(preset):
@@ -84,26 +102,26 @@ def _refuse_counts(config: Any, preset: Any) -> None:
 
 def _preset(arguments: Sequence[str], default: str) -> str:
     """The preset has to be known before the options are: it gives their defaults."""
-    for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--preset="):
-            return argument.removeprefix("--preset=")
-    return default
+    given = [b for a, b in pairwise(arguments) if a == "--preset"]
+    given += [a.removeprefix("--preset=") for a in arguments if a.startswith("--preset=")]
+    if len(given) > 1:
+        raise LabError(f"--preset is given twice: {', '.join(given)}; give it once")
+    return given[0] if given else default
 
 
 def _parse(command: str, arguments: Sequence[str], extras: Extras, preset: str) -> Chosen:
-    """NAME, then options typed by the experiment's config dataclass."""
+    """NAME, and options typed by the experiment's config dataclass."""
     import tyro
 
     from divjax.lab.experiment import files, find
 
-    if not arguments or arguments[0].startswith("-"):
+    at = _name_at(arguments)
+    if at is None:
         raise LabError(
-            f"divjax {command} needs the name of an experiment first: "
+            f"divjax {command} needs the name of an experiment: "
             f"divjax {command} NAME; known: {', '.join(files()) or 'none'}"
         )
-    name, *rest = arguments
+    name, rest = arguments[at], [*arguments[:at], *arguments[at + 1 :]]
     found = find(name)
     preset = _preset(rest, preset)
     config = found.experiment.preset(preset)
@@ -199,7 +217,7 @@ def report_(arguments: Sequence[str]) -> int:
 def verify_(arguments: Sequence[str]) -> int:
     """Recomputes stored verdicts (of other presets than cpu: of the run); 1 for a mismatch."""
     from divjax.lab import folder, terminal
-    from divjax.lab.experiment import Found, files, load_file
+    from divjax.lab.experiment import Found, files, folders, load_file
     from divjax.lab.verify import MISMATCH, MISSING, as_json, row, verify
 
     if "--all" in arguments:
@@ -208,6 +226,8 @@ def verify_(arguments: Sequence[str]) -> int:
         if names:
             raise LabError(f"verify takes --all or a name, got both: {', '.join(names)}")
         every = [Found(load_file(file), file) for file in files().values()]
+        if not every:  # a wrong folder must not look like success
+            raise LabError(f"no experiments in {', '.join(map(str, folders())) or 'any folder'}")
         checks = [
             (each, verify(each, "cpu", each.experiment.preset("cpu"), each.results))
             for each in every
@@ -239,6 +259,9 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 }
 
 
+NAMED = ("show", "run", "report", "verify")  # commands whose options are an experiment's
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console command; returns its exit code.
 
@@ -250,7 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(f"divjax {divjax.__version__}")
         return 0
-    if command in ("-h", "--help", "help") or rest[:1] in (["-h"], ["--help"]):
+    if os.environ.get("NO_COLOR"):  # rich knows it; tyro has a switch of its own
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
+    asked = {"-h", "--help"} & set(rest)
+    named = command in NAMED and _name_at(rest) is not None
+    if command in ("-h", "--help", "help") or (asked and not named):
         print(USAGE, end="")
         return 0
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from divjax.lab.records import LabError, Record, Records, nearest
+from divjax.lab.records import LabError, Record, Records, nearest, same
 from divjax.lab.verdict import t_interval
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def keep(records: Records, choice: Mapping[Any, Mapping[str, Any]], *, by: str) 
         >>> keep(rows, {"kl": {"lr": 1}}, by="arm")
         [{'cell': '1', 'arm': 'kl', 'lr': 1}]
     """
-    return [row for row in records if all(row[k] == v for k, v in choice[row[by]].items())]
+    return [row for row in records if all(same(row[k], v) for k, v in choice[row[by]].items())]
 
 
 def frame(records: Records) -> "pd.DataFrame":

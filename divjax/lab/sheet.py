@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from divjax.lab import folder as folders
+from divjax.lab import shape
 from divjax.lab.experiment import Experiment, Found, Report
 from divjax.lab.progress import duration
 from divjax.lab.verdict import PROVISIONAL, Part, Verdict
@@ -96,7 +97,7 @@ def _table(table: "pd.DataFrame") -> Table:
 
 def _setup(place: Path) -> list[tuple[str, str]]:
     """What the run was made with, as pairs of text."""
-    seen = folders.read_json(place / folders.ENVIRONMENT)
+    seen = folders.read_json(place / folders.ENVIRONMENT, shape.ENVIRONMENT)
     git, device = seen["git"], seen["device"]
     revision = "not in a git checkout"
     if git:
@@ -111,9 +112,7 @@ def _setup(place: Path) -> list[tuple[str, str]]:
             ", ".join([f"divjax {seen['divjax']}", f"Python {seen['python']}", *packages]),
         ),
     ]
-    timings = place / folders.TIMINGS
-    if timings.exists():
-        spent = [json.loads(line)["seconds"] for line in timings.read_text("utf-8").splitlines()]
+    if spent := folders.timings(place):
         lines.insert(0, ("computed in", f"{duration(sum(spent))}, {len(spent)} cells"))
     return lines
 
@@ -123,7 +122,9 @@ def gather(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet
     identity = folders.read_json(place / folders.CONFIG)
     stored_file = found.results / folders.VERDICT
     provisional = identity["preset"] in PROVISIONAL
-    stored = folders.read_json(stored_file) if provisional and stored_file.exists() else None
+    stored = None
+    if provisional and stored_file.exists():
+        stored = folders.read_json(stored_file, shape.VERDICT)
     overrides = identity["overrides"]
     config = [
         (key, json.dumps(value), "yes" if key in overrides else "")

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -13,7 +14,7 @@ from divjax.lab import folder as folders
 from divjax.lab.experiment import Found
 from divjax.lab.sheet import Sheet, Table, number, parts_table, stored_line
 from divjax.lab.verdict import CONTRADICTED, INCONCLUSIVE, REPRODUCED
-from divjax.lab.verify import MATCH, MISMATCH, MISSING
+from divjax.lab.verify import MATCH, MISMATCH, MISSING, UNREADABLE, stored_verdict
 
 TONES = {
     REPRODUCED: "green",
@@ -22,7 +23,10 @@ TONES = {
     MISMATCH: "red",
     INCONCLUSIVE: "yellow",
     MISSING: "dim",
+    UNREADABLE: "red",
 }
+ROOM = 26  # columns that text in a table needs to be read; with fewer, lines go below each other
+PROBLEMS = 12  # as many are shown
 
 
 def console() -> Console:
@@ -41,12 +45,51 @@ def _table(table: Table, title: str | None = None, *, wrap_last: bool = False) -
     return shown
 
 
-def side_by_side(table: Table, width: int) -> list[Table]:
-    """The table, or several that fit the width, each with the first column in front."""
-    widths = [
+def _widths(table: Table) -> list[int]:
+    return [
         max(len(cell) for cell in (name, *(line[i] for line in table.lines))) + 3
         for i, name in enumerate(table.columns)
     ]
+
+
+def show_table(
+    out: Console, table: Table, title: str | None = None, *, wrap_last: bool = False
+) -> None:
+    """A table as the width allows: whole, in several parts, or its cells below each other.
+
+    Args:
+        out: the terminal.
+        table: what to show.
+        title: above it.
+        wrap_last: the last column holds sentences and takes the width that is left.
+    """
+    widths = _widths(table)
+    if wrap_last and sum(widths[:-1]) + min(ROOM, widths[-1]) <= out.width:
+        out.print(_table(table, title, wrap_last=True))
+        return
+    parts = side_by_side(table, out.width)
+    if wrap_last or any(sum(_widths(part)) - 1 > out.width for part in parts):
+        _stack(out, table, title, wrap_last)
+        return
+    for i, part in enumerate(parts):
+        out.print(_table(part, title if i == 0 else None))
+
+
+def _stack(out: Console, table: Table, title: str | None, wrap_last: bool) -> None:
+    if title:
+        _say(out, title, "bold")
+    for first, *cells in table.lines:
+        _say(out, first, TONES.get(first, "bold"))
+        for name, cell in zip(table.columns[1:], cells, strict=True):
+            sentence = wrap_last and name == table.columns[-1]
+            shown = Text("" if sentence else f"{name}: ").append(cell, style=TONES.get(cell, ""))
+            out.print(Padding(shown, (0, 0, 0, 2), expand=False))
+    out.print()
+
+
+def side_by_side(table: Table, width: int) -> list[Table]:
+    """The table, or several that fit the width, each with the first column in front."""
+    widths = _widths(table)
     groups: list[list[int]] = [[0]]
     for i in range(1, len(widths)):
         if len(groups[-1]) > 1 and sum(widths[j] for j in groups[-1]) + widths[i] > width:
@@ -58,8 +101,9 @@ def side_by_side(table: Table, width: int) -> list[Table]:
     ]
 
 
-def _say(out: Console, text: str, style: str = "") -> None:
-    out.print(Text(text, style=style))
+def _say(out: Console, text: str, style: str = "", indent: int = 0) -> None:
+    shown = Text(text, style=style)
+    out.print(Padding(shown, (0, 0, 0, indent), expand=False) if indent else shown)
 
 
 def show_start(out: Console, found: Found, preset: str, config: Any) -> None:
@@ -78,8 +122,7 @@ def show_start(out: Console, found: Found, preset: str, config: Any) -> None:
 def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
     """The verdict with its figures, the tables, and where the report is."""
     for title, table in sheet.tables.items():
-        for i, part in enumerate(side_by_side(table, out.width)):
-            out.print(_table(part, title if i == 0 else None))
+        show_table(out, table, title)
     _say(out, "The claim, part by part", "bold")
     for line in parts_table(sheet.verdict.parts).lines:
         _say_part(out, *line)
@@ -97,8 +140,9 @@ def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
 def _say_part(
     out: Console, name: str, status: str, difference: str, interval: str, bound: str, zero: str
 ) -> None:
-    out.print(Text(f"  {name}: ").append(status, style=TONES[status]))
-    _say(out, f"    {difference}  95 % {interval}  must exceed {bound}  zero lies {zero}")
+    shown = Text(f"{name}: ").append(status, style=TONES[status])
+    out.print(Padding(shown, (0, 0, 0, 2), expand=False))
+    _say(out, f"{difference}  95 % {interval}  must exceed {bound}  zero lies {zero}", indent=4)
 
 
 def show_list(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -108,7 +152,7 @@ def show_list(rows: Sequence[Mapping[str, Any]]) -> None:
         _say(out, "no experiments here; set DIVJAX_EXPERIMENTS to their folder")
         return
     lines = [(row["name"], row["paper"], row["status"], row["claim"]) for row in rows]
-    out.print(_table(Table(("name", "paper", "cpu verdict", "claim"), lines), wrap_last=True))
+    show_table(out, Table(("name", "paper", "cpu verdict", "claim"), lines), wrap_last=True)
 
 
 def show_experiment(found: Found, preset: str, config: Any) -> None:
@@ -117,22 +161,18 @@ def show_experiment(found: Found, preset: str, config: Any) -> None:
     experiment = found.experiment
     _say(out, f"{experiment.name} (arXiv {experiment.paper})", "bold")
     _say(out, experiment.claim)
-    stored = found.results / folders.VERDICT
-    status = MISSING
-    if stored.exists():
-        verdict = folders.read_json(stored)
-        status = f"{verdict['status']} ({verdict['reason']})"
-    _say(out, f"cpu verdict: {status}")
+    status, verdict = stored_verdict(found)
+    _say(out, f"cpu verdict: {status}" + (f" ({verdict['reason']})" if verdict else ""))
     configs = {name: folders.as_dict(experiment.preset(name)) for name in experiment.presets}
     configs[preset] = folders.as_dict(config)
     fields = [[key, *(str(c[key]) for c in configs.values())] for key in configs[preset]]
-    out.print(_table(Table(["field", *configs], fields), "Presets"))
+    show_table(out, Table(["field", *configs], fields), "Presets")
     cells = [
         (cell.name, str(len(cell.seeds)), "  ".join(f"{k}={v}" for k, v in cell.settings.items()))
         for cell in folders.checked_cells(experiment, config)
     ]
     title = f"Cells of the preset {preset}"
-    out.print(_table(Table(("cell", "seeds", "settings"), cells), title, wrap_last=True))
+    show_table(out, Table(("cell", "seeds", "settings"), cells), title, wrap_last=True)
     for source in experiment.data(config):
         real = "real data" if source.real else "synthetic data"
         _say(out, f"{real}: {source.name}, {source.source}, sha256 {source.sha256[:16]}")
@@ -140,14 +180,38 @@ def show_experiment(found: Found, preset: str, config: Any) -> None:
 
 
 def show_checks(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What verify found, with the problems below."""
+    """What verify found, with the problems below and what to do about them."""
     out = console()
     lines = [(row["name"], row["verify"], row["status"], _figures(row)) for row in rows]
     columns = ("name", "records", "stored verdict", "differences")
-    out.print(_table(Table(columns, lines), wrap_last=True))
+    show_table(out, Table(columns, lines), wrap_last=True)
     for row in rows:
-        for problem in row["problems"]:
-            out.print(Text(f"{row['name']}: {problem}"), soft_wrap=True)
+        if row["problems"]:
+            _show_problems(out, row)
+    missing = [row for row in rows if row["verify"] == MISSING]
+    if missing:
+        names = ", ".join(row["name"] for row in missing)
+        _say(out, f"no results to verify: {names}. {_renew(missing[0])} makes them.")
+
+
+def _show_problems(out: Console, row: Mapping[str, Any]) -> None:
+    problems = row["problems"]
+    _say(out, f"{row['name']}:", "bold")
+    for problem in problems[:PROBLEMS]:
+        _say(out, problem, indent=2)
+    if len(problems) > PROBLEMS:
+        _say(out, f"and {len(problems) - PROBLEMS} more; --json has all", indent=2)
+    _say(
+        out,
+        "What to do: restore the stored files (git), or, where the experiment was changed on "
+        f"purpose, move its run folder away and run it again: {_renew(row)}.",
+    )
+
+
+def _renew(row: Mapping[str, Any]) -> str:
+    again = f"divjax run {row['name']} --preset {row['preset']}"
+    keep = f", then divjax report {row['name']} --preset cpu --store"
+    return again + (keep if row["preset"] == "cpu" else "")
 
 
 def _figures(row: Mapping[str, Any]) -> str:
