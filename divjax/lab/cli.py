@@ -1,4 +1,4 @@
-"""`divjax list | show | run | report | verify`; `divjax COMMAND --help` says the rest."""
+"""`divjax list | show | run | report | verify | compare`; `divjax --help` says the rest."""
 
 import dataclasses
 import io
@@ -22,7 +22,9 @@ USAGE = """divjax: experiments that reproduce papers, one file each
   divjax run NAME --preset cpu      run it; the same command again goes on where it was
   divjax report NAME --preset cpu   write the report of a run folder again
   divjax verify NAME | --all        do the stored verdicts follow from the stored records?
+  divjax compare RUN RUN            two runs side by side: what differs, verdicts, metrics
 
+A RUN is a NAME (its stored results), NAME:PRESET (in ./runs) or a folder.
 An experiment's own options are the fields of its config; divjax run NAME --help shows them.
 verify --all ends with 1 for a mismatch; an experiment without stored results is named, no error.
 """
@@ -250,12 +252,33 @@ def verify_(arguments: Sequence[str]) -> int:
     return int(any(check.result in bad for _, check in checks))
 
 
+def compare_(arguments: Sequence[str]) -> int:
+    """Shows two runs side by side; 0 whatever the comparison says."""
+    from divjax.lab import compare, terminal
+    from divjax.lab.verify import as_json
+
+    _refuse_unknown(arguments, ["json"], "compare")
+    runs = [argument for argument in arguments if not argument.startswith("-")]
+    if len(runs) != 2:
+        raise LabError(
+            f"compare takes two runs, got {len(runs)}: divjax compare RUN RUN; a RUN is a NAME "
+            "(its stored results), NAME:PRESET (in ./runs) or a folder"
+        )
+    found = compare.compare(*(compare.load(compare.locate(run)) for run in runs))
+    if "--json" in arguments:
+        print(as_json(compare.as_dict(found)))
+    else:
+        terminal.show_comparison(found)
+    return 0
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "list": list_,
     "show": show,
     "run": run,
     "report": report_,
     "verify": verify_,
+    "compare": compare_,
 }
 
 

@@ -136,7 +136,18 @@ def plus_minus(values: Sequence[float]) -> str:
     """
     if not np.isfinite(values).all():
         return "not finite"
-    mean, low, high = t_interval(values)
+    return rounded(*t_interval(values))
+
+
+def rounded(mean: float, low: float, high: float) -> str:
+    """'0.1234 ± 0.0056' of a mean and its interval; the mean alone where there is none.
+
+    Example:
+        >>> rounded(2.0, -0.484, 4.484)
+        '2.0 ± 2.5'
+    """
+    if math.isnan(mean):
+        return "not finite"
     half = (high - low) / 2
     if not math.isfinite(half):
         return f"{mean:.4g}"

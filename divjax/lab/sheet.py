@@ -40,8 +40,13 @@ class Sheet(NamedTuple):
     @property
     def label(self) -> str:
         """The preset with what was overridden: another grid than the one that was committed."""
-        changed = ", ".join(f"{key}={value}" for key, value in self.overrides.items())
-        return f"{self.preset} with {changed}" if changed else self.preset
+        return label(self.preset, self.overrides)
+
+
+def label(preset: str, overrides: Mapping[str, Any]) -> str:
+    """'smoke with steps=20'."""
+    changed = ", ".join(f"{key}={value}" for key, value in overrides.items())
+    return f"{preset} with {changed}" if changed else preset
 
 
 def number(value: float) -> str:
@@ -64,19 +69,27 @@ def parts_table(parts: Sequence[Part]) -> Table:
     )
     lines = []
     for part in parts:
-        digits = _digits(part)
-        estimate, low, high = (_fixed(x, digits) for x in (part.estimate, part.low, part.high))
         bound = number(part.threshold)
-        lines.append(
-            (part.name, part.status, estimate, f"[{low}, {high}]", bound, where[part.zero])
-        )
+        figures = signed(part.estimate, part.low, part.high)
+        lines.append((part.name, part.status, *figures, bound, where[part.zero]))
     return Table(columns, lines)
 
 
-def _digits(part: Part) -> int:
+def signed(estimate: float, low: float, high: float) -> tuple[str, str]:
+    """A difference and its interval, with as many decimals as the latter gives sense to.
+
+    Example:
+        >>> signed(0.5, 0.25, 0.75)
+        ('+0.500', '[+0.250, +0.750]')
+    """
+    digits = _digits(estimate, low, high)
+    return _fixed(estimate, digits), f"[{_fixed(low, digits)}, {_fixed(high, digits)}]"
+
+
+def _digits(estimate: float, low: float, high: float) -> int:
     """Decimals that show three digits of the half-width; of the estimate when there is none."""
-    half = (part.high - part.low) / 2
-    scale = half if 0 < half < math.inf else abs(part.estimate)
+    half = (high - low) / 2
+    scale = half if 0 < half < math.inf else abs(estimate)
     return min(max(2 - math.floor(math.log10(scale)), 0), 12) if scale else 3
 
 

@@ -1,6 +1,9 @@
 """The same tables as the report, for a terminal; plain where the output is no terminal."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from divjax.lab import folder as folders
+from divjax.lab.compare import Comparison, Held, Line
 from divjax.lab.experiment import Found
-from divjax.lab.sheet import Sheet, Table, number, parts_table, stored_line
-from divjax.lab.verdict import CONTRADICTED, INCONCLUSIVE, REPRODUCED
+from divjax.lab.select import rounded
+from divjax.lab.sheet import Sheet, Table, label, number, parts_table, signed, stored_line
+from divjax.lab.verdict import CONTRADICTED, INCONCLUSIVE, REPRODUCED, Part
 from divjax.lab.verify import MATCH, MISMATCH, MISSING, UNREADABLE, stored_verdict
 
 TONES = {
@@ -26,7 +31,8 @@ TONES = {
     UNREADABLE: "red",
 }
 ROOM = 26  # columns that text in a table needs to be read; with fewer, lines go below each other
-PROBLEMS = 12  # as many are shown
+PROBLEMS = LINES = 12  # of a long list, as many are shown
+SHORT = 26  # a value that still fits beside another one
 
 
 def console() -> Console:
@@ -217,3 +223,134 @@ def _renew(row: Mapping[str, Any]) -> str:
 def _figures(row: Mapping[str, Any]) -> str:
     figures = row["figures"].items()
     return "; ".join(f"{name} {number(part['estimate'])}" for name, part in figures)
+
+
+def show_comparison(found: Comparison) -> None:
+    """Two runs side by side."""
+    out = console()
+    for letter, held in (("A", found.a), ("B", found.b)):
+        identity = held.identity
+        preset = label(identity["preset"], identity["overrides"])
+        _say(out, f"{letter}: {identity['name']}, preset {preset}", "bold")
+        _say(out, str(held.folder), "dim", indent=3)
+        waiting = len(identity["cells"]) - len(held.cells)
+        if waiting:
+            _say(out, f"not finished: {waiting} of {len(identity['cells'])} cells", indent=3)
+    if not found.same_experiment:
+        _say(out, "These are runs of two experiments; only what both have is compared.", "bold")
+    out.print()
+    _show_differences(out, found)
+    _show_verdicts(out, found)
+    _show_metrics(out, found.lines)
+
+
+def _show_differences(out: Console, found: Comparison) -> None:
+    if not found.differences:
+        _say(out, "Config, versions, device, git revision and data are the same.")
+        out.print()
+        return
+    lines = [(d.what, _value(d.a), _value(d.b)) for d in found.differences]
+    short = [line for line in lines if max(len(line[1]), len(line[2])) <= SHORT]
+    long = [line for line in lines if line not in short]
+    for title, some in (
+        ("What differs", short),
+        ("Differs too" if short else "What differs", long),
+    ):
+        if some:
+            _whole_or_stacked(out, Table(("", "A", "B"), some), title)
+
+
+def _whole_or_stacked(out: Console, table: Table, title: str) -> None:
+    if sum(_widths(table)) - 1 <= out.width:
+        out.print(_table(table, title))
+    else:
+        _stack(out, table, title, wrap_last=False)
+
+
+def _value(value: Any) -> str:
+    """A hash by its beginning, many names by the first; else JSON, text without quotes."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        more = f" and {len(value) - 3} more" if len(value) > 4 else ""
+        return (", ".join(value[:3] if more else value) or "none") + more
+    text = value if isinstance(value, str) else json.dumps(value)
+    hexadecimal = len(text) in (40, 64) and not set(text) - set("0123456789abcdef")
+    return text[:12] if hexadecimal else "not known" if value is None else text
+
+
+def _show_verdicts(out: Console, found: Comparison) -> None:
+    _say(out, "Verdicts", "bold")
+    for letter, held in (("A", found.a), ("B", found.b)):
+        _say_verdict(out, letter, held)
+    out.print()
+    columns = ("run", "status", "difference", "95 % interval", "must exceed")
+    for name, parts in found.parts.items():
+        lines = [_part_line(*each) for each in zip(("A", "B"), parts, strict=True)]
+        _whole_or_stacked(out, Table(columns, lines), name)
+
+
+def _say_verdict(out: Console, letter: str, held: Held) -> None:
+    shown = Text(f"{letter}: ")
+    if held.verdict is None:
+        shown.append("no verdict yet; divjax report writes it once all cells are finished")
+    else:
+        status = held.verdict["status"]
+        shown.append(status, style=TONES[status]).append(f", {held.verdict['reason']}")
+    out.print(Padding(shown, (0, 0, 0, 2), expand=False))
+
+
+def _part_line(letter: str, part: Part | None) -> Sequence[str]:
+    if part is None:
+        return letter, "no such part", "", "", ""
+    return parts_table([replace(part, name=letter)]).lines[0][:5]
+
+
+def _show_metrics(out: Console, lines: Sequence[Line]) -> None:
+    """A table a metric, without those that are equal in both runs, seed by seed."""
+    if not lines:
+        _say(out, "No finished cell with a metric is common to both runs.")
+        return
+    metrics = list(dict.fromkeys(line.metric for line in lines))
+    of = {metric: [line for line in lines if line.metric == metric] for metric in metrics}
+    equal = [metric for metric in metrics if all(line.equal for line in of[metric])]
+    if len(equal) < len(metrics):
+        _say(
+            out,
+            "Metrics: the last value of each seed, its mean ± the 95 % half-width; B − A is paired "
+            "over the seeds that both runs have, with its 95 % interval; with 0 of those it is the "
+            "difference of the means",
+            "bold",
+        )
+        out.print()
+    for metric in metrics:
+        if metric not in equal:
+            _show_metric(out, metric, of[metric])
+    if equal:
+        _say(out, f"Equal in both runs, seed by seed: {', '.join(equal)}.")
+
+
+def _show_metric(out: Console, metric: str, lines: Sequence[Line]) -> None:
+    title = metric
+    if len(lines) > LINES:
+        title = f"{metric} (the {LINES} of {len(lines)} that differ most; --json has all)"
+        most = sorted(lines, key=_gap, reverse=True)[:LINES]
+        lines = [line for line in lines if line in most]
+    shown = [
+        (line.group, rounded(*line.a[:3]), rounded(*line.b[:3]), *_paired(line)) for line in lines
+    ]
+    show_table(out, Table(("", "A", "B", "B − A", "seeds"), shown), title)
+
+
+def _gap(line: Line) -> float:
+    """How far the means lie apart; what is not finite in one run alone comes first."""
+    gap = abs(line.b.mean - line.a.mean)
+    return 0.0 if line.equal else math.inf if math.isnan(gap) else gap
+
+
+def _paired(line: Line) -> tuple[str, str]:
+    """B - A with its interval, and over how many seeds."""
+    plain = line.b.mean - line.a.mean
+    mean, low, high, seeds = line.paired or (plain, plain, plain, 0)
+    if line.equal or math.isnan(mean):
+        return "equal" if line.equal else "not finite", str(seeds)
+    figures = signed(mean, low, high)
+    return " ".join(figures if seeds > 1 else figures[:1]), str(seeds)
