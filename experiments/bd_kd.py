@@ -2,7 +2,8 @@
 
 Online distillation: a small student and a larger teacher learn from scratch together, on 400 real
 8x8 digits, 30 % of them with a label drawn anew. Claim, metrics, margins and grid stand here and
-were committed before any record of the cpu preset.
+were committed before any record of the cpu preset; the choice of settings was moved to pilot seeds
+after a first run of it had been seen (see `notes`).
 """
 
 from collections.abc import Callable
@@ -242,7 +243,7 @@ def analyse(config: Config, records):
                 chosen, "validation_accuracy"
             ),
         },
-        notes=notes(controls) + afterthoughts(config, chosen, pilot, parts[1].differences),
+        notes=notes(controls) + afterthoughts(chosen, pilot, parts[1].differences),
     )
 
 
@@ -305,6 +306,9 @@ def notes(controls) -> list[str]:
         "reported. Seeds are paired: one seed has one split, one label noise and one start for "
         "all arms. Every seed splits the same 1797 images anew, so what validates one seed may "
         "test another.",
+        "The first run of the cpu preset chose settings on the reported seeds themselves. That was "
+        "moved to pilot seeds after its figures had been seen; claim, metrics, margins, grid and "
+        "reported seeds stayed as they were, and the same settings were chosen.",
         "delta multiplies the size of the distillation term too: the weights sum to 1 + delta. "
         "bd1x1.5 has the size of bd2 without its switch, so the difference between them is what "
         f"the entropy guidance itself adds. {figures}.",
@@ -313,36 +317,32 @@ def notes(controls) -> list[str]:
     ]
 
 
-def afterthoughts(config: Config, chosen, pilot, accuracy) -> list[str]:
-    """Explanations found after the cpu figures were seen; no verdict rests on them."""
+def afterthoughts(chosen, pilot, accuracy) -> list[str]:
+    """Explanations found after the stored figures were seen: of those, and in no verdict."""
+    low, *others = sorted(accuracy, key=accuracy.get)
+    if (low, round(accuracy[low], 5)) != (1008, -0.07375) or not pilot:
+        return []  # other records than the ones that were explained
     rows = final(chosen, "test_bins_examples")
-    means = {}
+    means = []
     for arm in ("forward", "bd2"):
         confidence, correct, examples = (
             np.sum([row[f"test_bins_{k}"] for row in rows if row["arm"] == arm])
             for k in ("confidence", "correct", "examples")
         )
-        means[arm] = f"{confidence / examples:.3f} at accuracy {correct / examples:.3f} ({arm})"
-    text = [
+        means.append(f"{confidence / examples:.3f} at accuracy {correct / examples:.3f} ({arm})")
+    return [
         "Written afterwards: these students are too timid, not too sure. They learn from noisy "
-        "labels and are scored on clean ones; mean confidence is "
-        + " and ".join(means.values())
-        + ". A lower calibration error is therefore a sharper student here. It says nothing of "
-        "the over-confidence that the method is meant for, and a temperature fitted on clean "
-        "images was not tried."
+        f"labels and are scored on clean ones; mean confidence is {' and '.join(means)}. A lower "
+        "calibration error is therefore a sharper student here. It says nothing of "
+        "the over-confidence that the method is meant for; a temperature fitted on clean images "
+        "was not tried.",
+        equal_weights(pilot),
+        f"Written afterwards: the accuracy is undecided because of seed {low}, at "
+        f"{accuracy[low]:+.4f}; others: {accuracy[others[0]]:+.4f} to {accuracy[others[-1]]:+.4f}. "
+        "Trained again and looked at on its validation images, that student of bd2 finds 22 % "
+        "of the nines (forward 68 %), and 6 of its 12 hidden units never fire (forward 4). It "
+        "stays in the verdict.",
     ]
-    if pilot:
-        text.append(equal_weights(pilot))
-    if config == Config():
-        low, second, *_, top = sorted(accuracy, key=accuracy.get)
-        text.append(
-            f"Written afterwards: the accuracy is undecided because of seed {low}, at "
-            f"{accuracy[low]:+.4f}; others: {accuracy[second]:+.4f} to {accuracy[top]:+.4f}. "
-            "Trained again and looked at on its validation images, that student of bd2 finds 22 % "
-            "of the nines (forward 68 %), and 6 of its 12 hidden units never fire (forward 4). It "
-            "stays in the verdict."
-        )
-    return text
 
 
 def equal_weights(pilot) -> str:
@@ -371,11 +371,8 @@ def reliability(records):
         new = np.array([row[f"test_bins_{k}"] for k in ("confidence", "correct", "examples")])
         sums[row["arm"]] = sums.get(row["arm"], 0) + new
     share = {arm: s / np.maximum(s[2], 1) for arm, s in sums.items()}
-    return plots.reliability(
-        {arm: s[0].tolist() for arm, s in share.items()},
-        {arm: s[1].tolist() for arm, s in share.items()},
-        {arm: s[2].tolist() for arm, s in sums.items()},
-    )
+    confidence, accuracy = ({arm: s[i].tolist() for arm, s in share.items()} for i in (0, 1))
+    return plots.reliability(confidence, accuracy, {arm: s[2].tolist() for arm, s in sums.items()})
 
 
 EXPERIMENT = Experiment(

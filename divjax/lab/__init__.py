@@ -4,7 +4,8 @@
     loop.py        Run: the one training loop         records.py  rows on disk, reading and repair
     verdict.py     the one rule                       verify.py   do stored results still follow?
     select.py      from rows to seeds and tables      data.py     data with its hash
-    folder.py      what lies in a run folder          plots.py    figures in one style
+    folder.py      what lies in a run folder          shape.py    what its files look like
+    plots.py       figures in one style               compare.py  two runs side by side
     sheet.py       what a report shows, written by report.py (Markdown), page.py (HTML) and
                    terminal.py; progress.py and cli.py are what a person sees while it runs
 

@@ -1,9 +1,11 @@
-"""`divjax list | show | run | report | verify`; `divjax COMMAND --help` says the rest."""
+"""`divjax list | show | run | report | verify | compare`; `divjax --help` says the rest."""
 
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,8 +22,11 @@ USAGE = """divjax: experiments that reproduce papers, one file each
   divjax run NAME --preset cpu      run it; the same command again goes on where it was
   divjax report NAME --preset cpu   write the report of a run folder again
   divjax verify NAME | --all        do the stored verdicts follow from the stored records?
+  divjax compare RUN RUN            two runs side by side: what differs, verdicts, metrics
 
-Every field of an experiment's config is an option of run: divjax run NAME --help
+A RUN is a NAME (its stored results), NAME:PRESET (in ./runs) or a folder.
+An experiment's own options are the fields of its config; divjax run NAME --help shows them.
+verify --all ends with 1 for a mismatch; an experiment without stored results is named, no error.
 """
 
 
@@ -72,6 +77,21 @@ def _refuse_unknown(arguments: Sequence[str], known: Sequence[str], name: str) -
             raise LabError(f"{name} has no option --{shown}; {nearest(key, known)}")
 
 
+def _name_at(arguments: Sequence[str]) -> int | None:
+    """Where the experiment is named: in front, or a known name anywhere, or at the end."""
+    from divjax.lab.experiment import files
+
+    if arguments and not arguments[0].startswith("-"):
+        return 0
+    known = files()
+    for i, argument in enumerate(arguments):
+        if argument in known and arguments[i - 1] not in ("--out", "--preset"):
+            return i
+    if any(argument.startswith("-") for argument in arguments[-2:]):
+        return None
+    return len(arguments) - 1 if arguments else None
+
+
 def _refuse_counts(config: Any, preset: Any) -> None:
     """Seeds, steps and the like: a whole number that a preset has above 0 stays there."""
     for field in dataclasses.fields(preset):
@@ -84,26 +104,26 @@ def _refuse_counts(config: Any, preset: Any) -> None:
 
 def _preset(arguments: Sequence[str], default: str) -> str:
     """The preset has to be known before the options are: it gives their defaults."""
-    for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--preset="):
-            return argument.removeprefix("--preset=")
-    return default
+    given = [b for a, b in pairwise(arguments) if a == "--preset"]
+    given += [a.removeprefix("--preset=") for a in arguments if a.startswith("--preset=")]
+    if len(given) > 1:
+        raise LabError(f"--preset is given twice: {', '.join(given)}; give it once")
+    return given[0] if given else default
 
 
 def _parse(command: str, arguments: Sequence[str], extras: Extras, preset: str) -> Chosen:
-    """NAME, then options typed by the experiment's config dataclass."""
+    """NAME, and options typed by the experiment's config dataclass."""
     import tyro
 
     from divjax.lab.experiment import files, find
 
-    if not arguments or arguments[0].startswith("-"):
+    at = _name_at(arguments)
+    if at is None:
         raise LabError(
-            f"divjax {command} needs the name of an experiment first: "
+            f"divjax {command} needs the name of an experiment: "
             f"divjax {command} NAME; known: {', '.join(files()) or 'none'}"
         )
-    name, *rest = arguments
+    name, rest = arguments[at], [*arguments[:at], *arguments[at + 1 :]]
     found = find(name)
     preset = _preset(rest, preset)
     config = found.experiment.preset(preset)
@@ -199,7 +219,7 @@ def report_(arguments: Sequence[str]) -> int:
 def verify_(arguments: Sequence[str]) -> int:
     """Recomputes stored verdicts (of other presets than cpu: of the run); 1 for a mismatch."""
     from divjax.lab import folder, terminal
-    from divjax.lab.experiment import Found, files, load_file
+    from divjax.lab.experiment import Found, files, folders, load_file
     from divjax.lab.verify import MISMATCH, MISSING, as_json, row, verify
 
     if "--all" in arguments:
@@ -208,6 +228,8 @@ def verify_(arguments: Sequence[str]) -> int:
         if names:
             raise LabError(f"verify takes --all or a name, got both: {', '.join(names)}")
         every = [Found(load_file(file), file) for file in files().values()]
+        if not every:  # a wrong folder must not look like success
+            raise LabError(f"no experiments in {', '.join(map(str, folders())) or 'any folder'}")
         checks = [
             (each, verify(each, "cpu", each.experiment.preset("cpu"), each.results))
             for each in every
@@ -230,13 +252,37 @@ def verify_(arguments: Sequence[str]) -> int:
     return int(any(check.result in bad for _, check in checks))
 
 
+def compare_(arguments: Sequence[str]) -> int:
+    """Shows two runs side by side; 0 whatever the comparison says."""
+    from divjax.lab import compare, terminal
+    from divjax.lab.verify import as_json
+
+    _refuse_unknown(arguments, ["json"], "compare")
+    runs = [argument for argument in arguments if not argument.startswith("-")]
+    if len(runs) != 2:
+        raise LabError(
+            f"compare takes two runs, got {len(runs)}: divjax compare RUN RUN; a RUN is a NAME "
+            "(its stored results), NAME:PRESET (in ./runs) or a folder"
+        )
+    found = compare.compare(*(compare.load(compare.locate(run)) for run in runs))
+    if "--json" in arguments:
+        print(as_json(compare.as_dict(found)))
+    else:
+        terminal.show_comparison(found)
+    return 0
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "list": list_,
     "show": show,
     "run": run,
     "report": report_,
     "verify": verify_,
+    "compare": compare_,
 }
+
+
+NAMED = ("show", "run", "report", "verify")  # commands whose options are an experiment's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,7 +296,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(f"divjax {divjax.__version__}")
         return 0
-    if command in ("-h", "--help", "help") or rest[:1] in (["-h"], ["--help"]):
+    if os.environ.get("NO_COLOR"):  # rich knows it; tyro has a switch of its own
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
+    asked = {"-h", "--help"} & set(rest)
+    named = command in NAMED and _name_at(rest) is not None
+    if command in ("-h", "--help", "help") or (asked and not named):
         print(USAGE, end="")
         return 0
     try:

@@ -18,9 +18,11 @@ from typing import Any
 import divjax
 from divjax.lab.experiment import Cell, Experiment, Found
 from divjax.lab.records import LabError, plain, write_atomic
+from divjax.lab.shape import fault, shown
 
 RECORDS, CONFIG, VERDICT = "records.jsonl", "config.json", "verdict.json"
 ENVIRONMENT, TIMINGS = "environment.json", "timings.jsonl"
+STORED = RECORDS, VERDICT, CONFIG, ENVIRONMENT, "report.md"  # and the figures
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -34,20 +36,24 @@ PACKAGES = (
 )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The object in a JSON file, of a shape of divjax.lab.shape where one is given.
 
     Raises:
         LabError: the file is missing or holds something else.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise LabError(f"{path} is missing; run the experiment first, or restore it") from None
+    except OSError as error:
+        raise LabError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise LabError(f"{path} is not JSON; restore it") from None
     if not isinstance(content, dict):
         raise LabError(f"{path} must hold a JSON object; restore it")
+    if wrong := fault(content, shape or {}):
+        raise LabError(f"{path}: {wrong}; restore it")
     return content
 
 
@@ -118,14 +124,20 @@ def differences(
     elif isinstance(ours, list) and isinstance(stored, list):
         return [f"{path.lstrip('.')}: {len(ours)} here, {len(stored)} stored"]
     else:
-        return (
-            [] if same(ours, stored) else [f"{path.lstrip('.')}: {ours!r} here, {stored!r} stored"]
-        )
+        if same(ours, stored):
+            return []
+        return [f"{path.lstrip('.')}: {shown(ours)} here, {shown(stored)} stored"]
     return [line for a, b, where in pairs for line in differences(a, b, where, same=same)]
 
 
-def settle(folder: Path, wanted: Mapping[str, Any], *, fresh: bool) -> None:
-    """Makes the folder this run's, or raises LabError and leaves everything as it was."""
+def require_usable(folder: Path, wanted: Mapping[str, Any], *, fresh: bool) -> None:
+    """This run may write here: there is nothing yet, or this run; nothing is touched.
+
+    Raises:
+        LabError: it is a file, something else lies in it, it is of another run or not fresh.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise LabError(f"{folder} cannot be a run folder: it is a file; give another with --out")
     occupied = folder.is_dir() and any(path.name != "lock" for path in folder.iterdir())
     if fresh and occupied:
         raise LabError(
@@ -135,9 +147,15 @@ def settle(folder: Path, wanted: Mapping[str, Any], *, fresh: bool) -> None:
     if not (folder / CONFIG).exists():
         if occupied:
             raise LabError(f"{folder} is not empty and no run folder; give another with --out")
-        write_json(folder / CONFIG, wanted)
         return
     require_same(folder, wanted)
+
+
+def settle(folder: Path, wanted: Mapping[str, Any], *, fresh: bool) -> None:
+    """Makes a folder this run's; call it with the lock held."""
+    require_usable(folder, wanted, fresh=fresh)
+    if not (folder / CONFIG).exists():
+        write_json(folder / CONFIG, wanted)
 
 
 def require_same(folder: Path, wanted: Mapping[str, Any]) -> None:
@@ -154,8 +172,14 @@ def require_same(folder: Path, wanted: Mapping[str, Any]) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time; the lock dies with its process, however that dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        raise LabError(
+            f"{folder} cannot be a run folder: {error.strerror}; give another with --out"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -201,10 +225,21 @@ def environment(found: Found) -> dict[str, Any]:
     }
 
 
+def timings(folder: Path) -> list[float]:
+    """Seconds of each cell that was computed; a line that a kill broke off is left out."""
+    path, seconds = folder / TIMINGS, []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            seconds.append(float(json.loads(line)["seconds"]))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return seconds
+
+
 def store(found: Found, place: Path) -> Path:
     """Copies what belongs into git: records, verdict, config, environment, report.md, figures."""
     found.results.mkdir(parents=True, exist_ok=True)
-    for name in (RECORDS, VERDICT, CONFIG, ENVIRONMENT, "report.md"):
+    for name in STORED:
         write_atomic(found.results / name, (place / name).read_bytes())
     shutil.rmtree(found.results / "figures", ignore_errors=True)
     shutil.copytree(place / "figures", found.results / "figures")

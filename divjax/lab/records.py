@@ -34,7 +34,7 @@ class CellRows(NamedTuple):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean a, b?)', or the list of what is known when nothing is near."""
+    """'did you mean a or b?', or the list of what is known when nothing is near."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
@@ -75,6 +75,11 @@ def revive(value: Any) -> Any:
     return value
 
 
+def same(one: Any, other: Any) -> bool:
+    """Equal in their JSON form, where NaN equals NaN."""
+    return bool(plain(one) == plain(other))
+
+
 def encode(row: Record) -> bytes:
     """One line of strict JSON."""
     return (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -91,7 +96,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     A half-written last line is what a kill leaves: it is left out, and its row is computed again.
 
     Raises:
-        LabError: a line before that is not a row; the message says which, and how to keep the rest.
+        LabError: a line before that is no entry; the message says which, and how to keep the rest.
     """
     if not path.exists():
         return []
@@ -101,15 +106,26 @@ def read(path: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             entry = None
-        if not isinstance(entry, dict) or "cell" not in entry:
+        if wrong := _wrong(entry):
             raise LabError(
-                f"{path.name}: line {number} must be a JSON object with a cell, got "
+                f"{path.name}: line {number} must {wrong}, got "
                 f"{line[:60]!r}; restore the file, or keep the {number - 1} rows before it "
                 f"(head -n {number - 1} {path} > kept && mv kept {path}) and run again: "
                 "the rest is computed anew"
             )
         entries.append(revive(entry))
     return entries
+
+
+def _wrong(entry: Any) -> str:
+    """What an entry must be and is not; "" when it is one."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("cell"), str):
+        return "be a JSON object with the name of a cell"
+    if "end" in entry and (set(entry) != {"cell", "end"} or type(entry["end"]) is not int):
+        return "end its cell with a count of rows and nothing else"
+    if isinstance(entry.get("seed"), list | dict):
+        return "have a number as seed"
+    return ""
 
 
 def by_cell(entries: Iterable[Mapping[str, Any]], *, where: str = "records") -> dict[str, CellRows]:
@@ -120,24 +136,24 @@ def by_cell(entries: Iterable[Mapping[str, Any]], *, where: str = "records") -> 
     """
     cells: dict[str, CellRows] = {}
     current = None
-    for entry in entries:
-        name = entry["cell"]
+    for number, entry in enumerate(entries, 1):
+        name, line = entry["cell"], f"{where}: line {number}"
         if name != current and (
             name in cells or (current is not None and not cells[current].finished)
         ):
-            raise LabError(f"{where}: rows of cell '{name}' are out of order; restore the file")
+            raise LabError(f"{line}: rows of cell '{name}' are out of order; restore the file")
         current = name
         held = cells.setdefault(name, CellRows([], False))
         if held.finished:
             raise LabError(
-                f"{where}: rows of cell '{name}' after its end (a duplicate?); restore the file"
+                f"{line}: rows of cell '{name}' after its end (a duplicate?); restore the file"
             )
         if "end" not in entry:
             held.rows.append(dict(entry))
             continue
         if entry["end"] != len(held.rows):
             raise LabError(
-                f"{where}: cell '{name}' ended with {entry['end']} rows, got {len(held.rows)}; "
+                f"{line}: cell '{name}' ended with {entry['end']} rows, got {len(held.rows)}; "
                 "a row was lost or added: restore the file"
             )
         cells[name] = held._replace(finished=True)

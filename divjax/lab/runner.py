@@ -15,7 +15,7 @@ from divjax.lab import records
 from divjax.lab.experiment import Cell, Found, Report
 from divjax.lab.loop import Run
 from divjax.lab.progress import Watcher, watching
-from divjax.lab.records import LabError
+from divjax.lab.records import LabError, same
 from divjax.lab.verdict import Verdict, conclude
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ def run(
     experiment = found.experiment
     cells = folders.checked_cells(experiment, config)
     place = out or folders.default_folder(experiment, preset, config)
+    data = folders.data_identity(experiment, config)
+    wanted = folders.identity(experiment, preset, config, data)
+    folders.require_usable(place, wanted, fresh=fresh)  # a lock is left only where it may be
     with folders.locked(place):
-        data = folders.data_identity(experiment, config)
-        wanted = folders.identity(experiment, preset, config, data)
         folders.settle(place, wanted, fresh=fresh)
         _note_environment(place, found, console)
         path = place / folders.RECORDS
@@ -213,12 +214,23 @@ def incomplete(entries: list[dict[str, Any]], cells: list[Cell], *, where: str) 
         held = state.get(cell.name, records.CellRows([], False))
         if not held.finished:
             problems.append(f"cell {cell.name} is missing or not finished")
+        problems += _foreign(entries, cell)
         missing = set(cell.seeds) - {row.get("seed") for row in held.rows}
         if held.finished and missing:
             problems.append(f"cell {cell.name} lacks seeds {sorted(missing)}")
         lines = [records.encode(row) for row in held.rows]
         if len(set(lines)) < len(lines):
             problems.append(f"cell {cell.name} has duplicate rows")
-        if any(row.get(k) != v for row in held.rows for k, v in cell.settings.items()):
-            problems.append(f"cell {cell.name} has rows with other settings")
     return problems
+
+
+def _foreign(entries: list[dict[str, Any]], cell: Cell) -> list[str]:
+    """The first row that bears the name of the cell without its settings or seeds."""
+    for number, row in enumerate(entries, 1):
+        if row["cell"] != cell.name or "end" in row:
+            continue
+        if cell.seeds and row.get("seed") not in cell.seeds:
+            return [f"line {number}: seed {row.get('seed')!r} is not one of cell {cell.name}"]
+        if any(not same(row.get(k), v) for k, v in cell.settings.items()):
+            return [f"line {number}: not the settings of cell {cell.name}"]
+    return []

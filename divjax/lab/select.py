@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from divjax.lab.records import LabError, Record, Records, nearest
+from divjax.lab.records import LabError, Record, Records, nearest, same
 from divjax.lab.verdict import t_interval
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def keep(records: Records, choice: Mapping[Any, Mapping[str, Any]], *, by: str) 
         >>> keep(rows, {"kl": {"lr": 1}}, by="arm")
         [{'cell': '1', 'arm': 'kl', 'lr': 1}]
     """
-    return [row for row in records if all(row[k] == v for k, v in choice[row[by]].items())]
+    return [row for row in records if all(same(row[k], v) for k, v in choice[row[by]].items())]
 
 
 def frame(records: Records) -> "pd.DataFrame":
@@ -136,7 +136,18 @@ def plus_minus(values: Sequence[float]) -> str:
     """
     if not np.isfinite(values).all():
         return "not finite"
-    mean, low, high = t_interval(values)
+    return rounded(*t_interval(values))
+
+
+def rounded(mean: float, low: float, high: float) -> str:
+    """'0.1234 ± 0.0056' of a mean and its interval; the mean alone where there is none.
+
+    Example:
+        >>> rounded(2.0, -0.484, 4.484)
+        '2.0 ± 2.5'
+    """
+    if math.isnan(mean):
+        return "not finite"
     half = (high - low) / 2
     if not math.isfinite(half):
         return f"{mean:.4g}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from divjax.lab import folder as folders
+from divjax.lab import shape
 from divjax.lab.experiment import Experiment, Found, Report
 from divjax.lab.progress import duration
 from divjax.lab.verdict import PROVISIONAL, Part, Verdict
@@ -39,8 +40,13 @@ class Sheet(NamedTuple):
     @property
     def label(self) -> str:
         """The preset with what was overridden: another grid than the one that was committed."""
-        changed = ", ".join(f"{key}={value}" for key, value in self.overrides.items())
-        return f"{self.preset} with {changed}" if changed else self.preset
+        return label(self.preset, self.overrides)
+
+
+def label(preset: str, overrides: Mapping[str, Any]) -> str:
+    """'smoke with steps=20'."""
+    changed = ", ".join(f"{key}={value}" for key, value in overrides.items())
+    return f"{preset} with {changed}" if changed else preset
 
 
 def number(value: float) -> str:
@@ -63,19 +69,27 @@ def parts_table(parts: Sequence[Part]) -> Table:
     )
     lines = []
     for part in parts:
-        digits = _digits(part)
-        estimate, low, high = (_fixed(x, digits) for x in (part.estimate, part.low, part.high))
         bound = number(part.threshold)
-        lines.append(
-            (part.name, part.status, estimate, f"[{low}, {high}]", bound, where[part.zero])
-        )
+        figures = signed(part.estimate, part.low, part.high)
+        lines.append((part.name, part.status, *figures, bound, where[part.zero]))
     return Table(columns, lines)
 
 
-def _digits(part: Part) -> int:
+def signed(estimate: float, low: float, high: float) -> tuple[str, str]:
+    """A difference and its interval, with as many decimals as the latter gives sense to.
+
+    Example:
+        >>> signed(0.5, 0.25, 0.75)
+        ('+0.500', '[+0.250, +0.750]')
+    """
+    digits = _digits(estimate, low, high)
+    return _fixed(estimate, digits), f"[{_fixed(low, digits)}, {_fixed(high, digits)}]"
+
+
+def _digits(estimate: float, low: float, high: float) -> int:
     """Decimals that show three digits of the half-width; of the estimate when there is none."""
-    half = (part.high - part.low) / 2
-    scale = half if 0 < half < math.inf else abs(part.estimate)
+    half = (high - low) / 2
+    scale = half if 0 < half < math.inf else abs(estimate)
     return min(max(2 - math.floor(math.log10(scale)), 0), 12) if scale else 3
 
 
@@ -96,7 +110,7 @@ def _table(table: "pd.DataFrame") -> Table:
 
 def _setup(place: Path) -> list[tuple[str, str]]:
     """What the run was made with, as pairs of text."""
-    seen = folders.read_json(place / folders.ENVIRONMENT)
+    seen = folders.read_json(place / folders.ENVIRONMENT, shape.ENVIRONMENT)
     git, device = seen["git"], seen["device"]
     revision = "not in a git checkout"
     if git:
@@ -111,9 +125,7 @@ def _setup(place: Path) -> list[tuple[str, str]]:
             ", ".join([f"divjax {seen['divjax']}", f"Python {seen['python']}", *packages]),
         ),
     ]
-    timings = place / folders.TIMINGS
-    if timings.exists():
-        spent = [json.loads(line)["seconds"] for line in timings.read_text("utf-8").splitlines()]
+    if spent := folders.timings(place):
         lines.insert(0, ("computed in", f"{duration(sum(spent))}, {len(spent)} cells"))
     return lines
 
@@ -123,7 +135,9 @@ def gather(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet
     identity = folders.read_json(place / folders.CONFIG)
     stored_file = found.results / folders.VERDICT
     provisional = identity["preset"] in PROVISIONAL
-    stored = folders.read_json(stored_file) if provisional and stored_file.exists() else None
+    stored = None
+    if provisional and stored_file.exists():
+        stored = folders.read_json(stored_file, shape.VERDICT)
     overrides = identity["overrides"]
     config = [
         (key, json.dumps(value), "yes" if key in overrides else "")

@@ -1,19 +1,25 @@
 """The same tables as the report, for a terminal; plain where the output is no terminal."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from divjax.lab import folder as folders
+from divjax.lab.compare import Comparison, Held, Line
 from divjax.lab.experiment import Found
-from divjax.lab.sheet import Sheet, Table, number, parts_table, stored_line
-from divjax.lab.verdict import CONTRADICTED, INCONCLUSIVE, REPRODUCED
-from divjax.lab.verify import MATCH, MISMATCH, MISSING
+from divjax.lab.select import rounded
+from divjax.lab.sheet import Sheet, Table, label, number, parts_table, signed, stored_line
+from divjax.lab.verdict import CONTRADICTED, INCONCLUSIVE, REPRODUCED, Part
+from divjax.lab.verify import MATCH, MISMATCH, MISSING, UNREADABLE, stored_verdict
 
 TONES = {
     REPRODUCED: "green",
@@ -22,7 +28,11 @@ TONES = {
     MISMATCH: "red",
     INCONCLUSIVE: "yellow",
     MISSING: "dim",
+    UNREADABLE: "red",
 }
+ROOM = 26  # columns that text in a table needs to be read; with fewer, lines go below each other
+PROBLEMS = LINES = 12  # of a long list, as many are shown
+SHORT = 26  # a value that still fits beside another one
 
 
 def console() -> Console:
@@ -41,12 +51,51 @@ def _table(table: Table, title: str | None = None, *, wrap_last: bool = False) -
     return shown
 
 
-def side_by_side(table: Table, width: int) -> list[Table]:
-    """The table, or several that fit the width, each with the first column in front."""
-    widths = [
+def _widths(table: Table) -> list[int]:
+    return [
         max(len(cell) for cell in (name, *(line[i] for line in table.lines))) + 3
         for i, name in enumerate(table.columns)
     ]
+
+
+def show_table(
+    out: Console, table: Table, title: str | None = None, *, wrap_last: bool = False
+) -> None:
+    """A table as the width allows: whole, in several parts, or its cells below each other.
+
+    Args:
+        out: the terminal.
+        table: what to show.
+        title: above it.
+        wrap_last: the last column holds sentences and takes the width that is left.
+    """
+    widths = _widths(table)
+    if wrap_last and sum(widths[:-1]) + min(ROOM, widths[-1]) <= out.width:
+        out.print(_table(table, title, wrap_last=True))
+        return
+    parts = side_by_side(table, out.width)
+    if wrap_last or any(sum(_widths(part)) - 1 > out.width for part in parts):
+        _stack(out, table, title, wrap_last)
+        return
+    for i, part in enumerate(parts):
+        out.print(_table(part, title if i == 0 else None))
+
+
+def _stack(out: Console, table: Table, title: str | None, wrap_last: bool) -> None:
+    if title:
+        _say(out, title, "bold")
+    for first, *cells in table.lines:
+        _say(out, first, TONES.get(first, "bold"))
+        for name, cell in zip(table.columns[1:], cells, strict=True):
+            sentence = wrap_last and name == table.columns[-1]
+            shown = Text("" if sentence else f"{name}: ").append(cell, style=TONES.get(cell, ""))
+            out.print(Padding(shown, (0, 0, 0, 2), expand=False))
+    out.print()
+
+
+def side_by_side(table: Table, width: int) -> list[Table]:
+    """The table, or several that fit the width, each with the first column in front."""
+    widths = _widths(table)
     groups: list[list[int]] = [[0]]
     for i in range(1, len(widths)):
         if len(groups[-1]) > 1 and sum(widths[j] for j in groups[-1]) + widths[i] > width:
@@ -58,8 +107,9 @@ def side_by_side(table: Table, width: int) -> list[Table]:
     ]
 
 
-def _say(out: Console, text: str, style: str = "") -> None:
-    out.print(Text(text, style=style))
+def _say(out: Console, text: str, style: str = "", indent: int = 0) -> None:
+    shown = Text(text, style=style)
+    out.print(Padding(shown, (0, 0, 0, indent), expand=False) if indent else shown)
 
 
 def show_start(out: Console, found: Found, preset: str, config: Any) -> None:
@@ -78,8 +128,7 @@ def show_start(out: Console, found: Found, preset: str, config: Any) -> None:
 def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
     """The verdict with its figures, the tables, and where the report is."""
     for title, table in sheet.tables.items():
-        for i, part in enumerate(side_by_side(table, out.width)):
-            out.print(_table(part, title if i == 0 else None))
+        show_table(out, table, title)
     _say(out, "The claim, part by part", "bold")
     for line in parts_table(sheet.verdict.parts).lines:
         _say_part(out, *line)
@@ -97,8 +146,9 @@ def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
 def _say_part(
     out: Console, name: str, status: str, difference: str, interval: str, bound: str, zero: str
 ) -> None:
-    out.print(Text(f"  {name}: ").append(status, style=TONES[status]))
-    _say(out, f"    {difference}  95 % {interval}  must exceed {bound}  zero lies {zero}")
+    shown = Text(f"{name}: ").append(status, style=TONES[status])
+    out.print(Padding(shown, (0, 0, 0, 2), expand=False))
+    _say(out, f"{difference}  95 % {interval}  must exceed {bound}  zero lies {zero}", indent=4)
 
 
 def show_list(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -108,7 +158,7 @@ def show_list(rows: Sequence[Mapping[str, Any]]) -> None:
         _say(out, "no experiments here; set DIVJAX_EXPERIMENTS to their folder")
         return
     lines = [(row["name"], row["paper"], row["status"], row["claim"]) for row in rows]
-    out.print(_table(Table(("name", "paper", "cpu verdict", "claim"), lines), wrap_last=True))
+    show_table(out, Table(("name", "paper", "cpu verdict", "claim"), lines), wrap_last=True)
 
 
 def show_experiment(found: Found, preset: str, config: Any) -> None:
@@ -117,22 +167,18 @@ def show_experiment(found: Found, preset: str, config: Any) -> None:
     experiment = found.experiment
     _say(out, f"{experiment.name} (arXiv {experiment.paper})", "bold")
     _say(out, experiment.claim)
-    stored = found.results / folders.VERDICT
-    status = MISSING
-    if stored.exists():
-        verdict = folders.read_json(stored)
-        status = f"{verdict['status']} ({verdict['reason']})"
-    _say(out, f"cpu verdict: {status}")
+    status, verdict = stored_verdict(found)
+    _say(out, f"cpu verdict: {status}" + (f" ({verdict['reason']})" if verdict else ""))
     configs = {name: folders.as_dict(experiment.preset(name)) for name in experiment.presets}
     configs[preset] = folders.as_dict(config)
     fields = [[key, *(str(c[key]) for c in configs.values())] for key in configs[preset]]
-    out.print(_table(Table(["field", *configs], fields), "Presets"))
+    show_table(out, Table(["field", *configs], fields), "Presets")
     cells = [
         (cell.name, str(len(cell.seeds)), "  ".join(f"{k}={v}" for k, v in cell.settings.items()))
         for cell in folders.checked_cells(experiment, config)
     ]
     title = f"Cells of the preset {preset}"
-    out.print(_table(Table(("cell", "seeds", "settings"), cells), title, wrap_last=True))
+    show_table(out, Table(("cell", "seeds", "settings"), cells), title, wrap_last=True)
     for source in experiment.data(config):
         real = "real data" if source.real else "synthetic data"
         _say(out, f"{real}: {source.name}, {source.source}, sha256 {source.sha256[:16]}")
@@ -140,16 +186,171 @@ def show_experiment(found: Found, preset: str, config: Any) -> None:
 
 
 def show_checks(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What verify found, with the problems below."""
+    """What verify found, with the problems below and what to do about them."""
     out = console()
     lines = [(row["name"], row["verify"], row["status"], _figures(row)) for row in rows]
     columns = ("name", "records", "stored verdict", "differences")
-    out.print(_table(Table(columns, lines), wrap_last=True))
+    show_table(out, Table(columns, lines), wrap_last=True)
     for row in rows:
-        for problem in row["problems"]:
-            out.print(Text(f"{row['name']}: {problem}"), soft_wrap=True)
+        if row["problems"]:
+            _show_problems(out, row)
+    missing = [row for row in rows if row["verify"] == MISSING]
+    if missing:
+        names = ", ".join(row["name"] for row in missing)
+        _say(out, f"no results to verify: {names}. {_renew(missing[0])} makes them.")
+
+
+def _show_problems(out: Console, row: Mapping[str, Any]) -> None:
+    problems = row["problems"]
+    _say(out, f"{row['name']}:", "bold")
+    for problem in problems[:PROBLEMS]:
+        _say(out, problem, indent=2)
+    if len(problems) > PROBLEMS:
+        _say(out, f"and {len(problems) - PROBLEMS} more; --json has all", indent=2)
+    _say(
+        out,
+        "What to do: restore the stored files (git), or, where the experiment was changed on "
+        f"purpose, move its run folder away and run it again: {_renew(row)}.",
+    )
+
+
+def _renew(row: Mapping[str, Any]) -> str:
+    again = f"divjax run {row['name']} --preset {row['preset']}"
+    keep = f", then divjax report {row['name']} --preset cpu --store"
+    return again + (keep if row["preset"] == "cpu" else "")
 
 
 def _figures(row: Mapping[str, Any]) -> str:
     figures = row["figures"].items()
     return "; ".join(f"{name} {number(part['estimate'])}" for name, part in figures)
+
+
+def show_comparison(found: Comparison) -> None:
+    """Two runs side by side."""
+    out = console()
+    for letter, held in (("A", found.a), ("B", found.b)):
+        identity = held.identity
+        preset = label(identity["preset"], identity["overrides"])
+        _say(out, f"{letter}: {identity['name']}, preset {preset}", "bold")
+        _say(out, str(held.folder), "dim", indent=3)
+        waiting = len(identity["cells"]) - len(held.cells)
+        if waiting:
+            _say(out, f"not finished: {waiting} of {len(identity['cells'])} cells", indent=3)
+    if not found.same_experiment:
+        _say(out, "These are runs of two experiments; only what both have is compared.", "bold")
+    out.print()
+    _show_differences(out, found)
+    _show_verdicts(out, found)
+    _show_metrics(out, found.lines)
+
+
+def _show_differences(out: Console, found: Comparison) -> None:
+    if not found.differences:
+        _say(out, "Config, versions, device, git revision and data are the same.")
+        out.print()
+        return
+    lines = [(d.what, _value(d.a), _value(d.b)) for d in found.differences]
+    short = [line for line in lines if max(len(line[1]), len(line[2])) <= SHORT]
+    long = [line for line in lines if line not in short]
+    for title, some in (
+        ("What differs", short),
+        ("Differs too" if short else "What differs", long),
+    ):
+        if some:
+            _whole_or_stacked(out, Table(("", "A", "B"), some), title)
+
+
+def _whole_or_stacked(out: Console, table: Table, title: str) -> None:
+    if sum(_widths(table)) - 1 <= out.width:
+        out.print(_table(table, title))
+    else:
+        _stack(out, table, title, wrap_last=False)
+
+
+def _value(value: Any) -> str:
+    """A hash by its beginning, many names by the first; else JSON, text without quotes."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        more = f" and {len(value) - 3} more" if len(value) > 4 else ""
+        return (", ".join(value[:3] if more else value) or "none") + more
+    text = value if isinstance(value, str) else json.dumps(value)
+    hexadecimal = len(text) in (40, 64) and not set(text) - set("0123456789abcdef")
+    return text[:12] if hexadecimal else "not known" if value is None else text
+
+
+def _show_verdicts(out: Console, found: Comparison) -> None:
+    _say(out, "Verdicts", "bold")
+    for letter, held in (("A", found.a), ("B", found.b)):
+        _say_verdict(out, letter, held)
+    out.print()
+    columns = ("run", "status", "difference", "95 % interval", "must exceed")
+    for name, parts in found.parts.items():
+        lines = [_part_line(*each) for each in zip(("A", "B"), parts, strict=True)]
+        _whole_or_stacked(out, Table(columns, lines), name)
+
+
+def _say_verdict(out: Console, letter: str, held: Held) -> None:
+    shown = Text(f"{letter}: ")
+    if held.verdict is None:
+        shown.append("no verdict yet; divjax report writes it once all cells are finished")
+    else:
+        status = held.verdict["status"]
+        shown.append(status, style=TONES[status]).append(f", {held.verdict['reason']}")
+    out.print(Padding(shown, (0, 0, 0, 2), expand=False))
+
+
+def _part_line(letter: str, part: Part | None) -> Sequence[str]:
+    if part is None:
+        return letter, "no such part", "", "", ""
+    return parts_table([replace(part, name=letter)]).lines[0][:5]
+
+
+def _show_metrics(out: Console, lines: Sequence[Line]) -> None:
+    """A table a metric, without those that are equal in both runs, seed by seed."""
+    if not lines:
+        _say(out, "No finished cell with a metric is common to both runs.")
+        return
+    metrics = list(dict.fromkeys(line.metric for line in lines))
+    of = {metric: [line for line in lines if line.metric == metric] for metric in metrics}
+    equal = [metric for metric in metrics if all(line.equal for line in of[metric])]
+    if len(equal) < len(metrics):
+        _say(
+            out,
+            "Metrics: the last value of each seed, its mean ± the 95 % half-width; B − A is paired "
+            "over the seeds that both runs have, with its 95 % interval; with 0 of those it is the "
+            "difference of the means",
+            "bold",
+        )
+        out.print()
+    for metric in metrics:
+        if metric not in equal:
+            _show_metric(out, metric, of[metric])
+    if equal:
+        _say(out, f"Equal in both runs, seed by seed: {', '.join(equal)}.")
+
+
+def _show_metric(out: Console, metric: str, lines: Sequence[Line]) -> None:
+    title = metric
+    if len(lines) > LINES:
+        title = f"{metric} (the {LINES} of {len(lines)} that differ most; --json has all)"
+        most = sorted(lines, key=_gap, reverse=True)[:LINES]
+        lines = [line for line in lines if line in most]
+    shown = [
+        (line.group, rounded(*line.a[:3]), rounded(*line.b[:3]), *_paired(line)) for line in lines
+    ]
+    show_table(out, Table(("", "A", "B", "B − A", "seeds"), shown), title)
+
+
+def _gap(line: Line) -> float:
+    """How far the means lie apart; what is not finite in one run alone comes first."""
+    gap = abs(line.b.mean - line.a.mean)
+    return 0.0 if line.equal else math.inf if math.isnan(gap) else gap
+
+
+def _paired(line: Line) -> tuple[str, str]:
+    """B - A with its interval, and over how many seeds."""
+    plain = line.b.mean - line.a.mean
+    mean, low, high, seeds = line.paired or (plain, plain, plain, 0)
+    if line.equal or math.isnan(mean):
+        return "equal" if line.equal else "not finite", str(seeds)
+    figures = signed(mean, low, high)
+    return " ".join(figures if seeds > 1 else figures[:1]), str(seeds)

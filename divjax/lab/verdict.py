@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 from divjax.core.check import require
 
 REPRODUCED, CONTRADICTED, INCONCLUSIVE = "reproduced", "contradicted", "inconclusive"
+STATUSES = REPRODUCED, CONTRADICTED, INCONCLUSIVE
 PROVISIONAL = ("smoke", "demo")  # presets too small to decide anything
 
 

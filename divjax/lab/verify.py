@@ -2,22 +2,26 @@
 
 import json
 import math
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from divjax.lab import folder as folders
-from divjax.lab import records, runner
+from divjax.lab import records, runner, shape
 from divjax.lab.experiment import Found
 from divjax.lab.records import LabError
 from divjax.lab.report import verdict_json
 
-MATCH, MISMATCH, MISSING = "match", "mismatch", "nothing stored"
+MATCH, MISMATCH, MISSING, UNREADABLE = "match", "mismatch", "nothing stored", "unreadable"
+
+RAISED = LookupError, TypeError, ValueError, ArithmeticError, AttributeError  # by damaged rows
 
 
 class Check(NamedTuple):
-    """What verify found: match, mismatch or nothing stored; the problems; the stored verdict."""
+    """What verify found of a preset: the result, the problems, the stored verdict."""
 
+    preset: str
     result: str
     problems: list[str]
     verdict: Mapping[str, Any] | None
@@ -34,7 +38,19 @@ def _data(found: Found, config: Any, held: Mapping[str, Any]) -> list[Any]:
     try:
         return folders.data_identity(found.experiment, config)
     except LabError:
-        return list(held.get("data", []))
+        return list(held["data"])
+
+
+def _in_experiment(found: Found, error: Exception) -> str:
+    """Where the experiment stumbled over its records; an error from elsewhere is raised again."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == found.file.resolve()]
+    if not lines:
+        raise error
+    return (
+        f"{found.file.name}, line {lines[-1]}, cannot read these records: "
+        f"{type(error).__name__}: {error}"
+    )
 
 
 def verify(found: Found, preset: str, config: Any, place: Path) -> Check:
@@ -42,15 +58,15 @@ def verify(found: Found, preset: str, config: Any, place: Path) -> Check:
 
     A mismatch is: a config, claim, paper, grid or data hash that is not the experiment's; cells
     or seeds that are missing, rows that are there twice or were changed; a verdict that the
-    records do not give.
+    records do not give; a file of another shape. `MISSING` is a folder with none of the files.
     """
-    if not (place / folders.VERDICT).exists() and not (place / folders.RECORDS).exists():
-        return Check(MISSING, [], None)
+    if not any((place / name).exists() for name in folders.STORED):
+        return Check(preset, MISSING, [], None)
     problems: list[str] = []
     stored = None
     try:
-        stored = folders.read_json(place / folders.VERDICT)
-        held = folders.read_json(place / folders.CONFIG)
+        stored = folders.read_json(place / folders.VERDICT, shape.VERDICT)
+        held = folders.read_json(place / folders.CONFIG, shape.CONFIG)
         data = _data(found, config, held)
         wanted = folders.identity(found.experiment, preset, config, data)
         problems += folders.differences(wanted, held)
@@ -62,15 +78,31 @@ def verify(found: Found, preset: str, config: Any, place: Path) -> Check:
         problems += folders.differences(ours, stored, same=_same)
     except LabError as error:
         problems.append(str(error))
-    return Check(MISMATCH if problems else MATCH, problems, stored)
+    except RAISED as error:  # analyse is the experiment's own, and the rows may be anything
+        problems.append(_in_experiment(found, error))
+    return Check(preset, MISMATCH if problems else MATCH, problems, stored)
+
+
+def stored_verdict(found: Found) -> tuple[str, Mapping[str, Any] | None]:
+    """Status and content of the stored verdict; MISSING or UNREADABLE and None without one."""
+    path = found.results / folders.VERDICT
+    if not path.exists():
+        return MISSING, None
+    try:
+        verdict = folders.read_json(path, shape.VERDICT)
+    except LabError:
+        return UNREADABLE, None
+    return verdict["status"], verdict
 
 
 def row(found: Found, check: Check | None) -> dict[str, Any]:
     """One line of `list --json` or `verify --json`: name, paper, claim, preset, status, figures."""
-    stored = found.results / folders.VERDICT
-    verdict = check.verdict if check else None
-    if check is None and stored.exists():
-        verdict = folders.read_json(stored)
+    if check is None:
+        status, verdict = stored_verdict(found)
+    else:
+        verdict = check.verdict
+        status = MISSING if check.result == MISSING else UNREADABLE
+    status = verdict["status"] if verdict else status
     figures = {
         part["name"]: {k: part[k] for k in ("estimate", "low", "high", "threshold", "status")}
         for part in (verdict or {}).get("parts", [])
@@ -79,8 +111,8 @@ def row(found: Found, check: Check | None) -> dict[str, Any]:
         "name": found.experiment.name,
         "paper": found.experiment.paper,
         "claim": found.experiment.claim,
-        "preset": (verdict or {}).get("preset", "cpu"),
-        "status": (verdict or {}).get("status", MISSING),
+        "preset": check.preset if check else "cpu",
+        "status": status,
         "figures": figures,
     }
     return line if check is None else {**line, "verify": check.result, "problems": check.problems}

@@ -87,6 +87,30 @@ def test_settings_are_chosen_by_the_pilot_whatever_the_reported_seeds_say():
     assert set(table.drop(index="ce")["weight"]) == {max(bd_kd.WEIGHTS)}
 
 
+def test_facts_of_the_stored_run_are_told_of_no_other():
+    rows = [
+        json.loads(line)
+        for line in (ROOT / "experiments/results/bd_kd/records.jsonl").read_text().splitlines()
+    ]
+    rows = [row for row in rows if "end" not in row]
+
+    def notes(rows):
+        return " ".join(bd_kd.analyse(bd_kd.Config(), rows).notes)
+
+    assert "after its figures had been seen" in notes(rows)
+    assert "22 % of the nines" in notes(rows)
+    other = [
+        {**row, "test_accuracy": 0.5} if (row["cell"], row["seed"]) == OUTLIER else row
+        for row in rows
+    ]
+    assert other != rows
+    assert "after its figures had been seen" in notes(other)
+    assert "Written afterwards" not in notes(other)
+
+
+OUTLIER = "bd2-rate0.003-weight0.5", 1008
+
+
 @pytest.mark.parametrize("arm", bd_kd.ARMS)
 def test_gradients_stay_with_their_network(arm):
     params, apply = bd_kd.networks(0)

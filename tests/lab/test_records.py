@@ -158,6 +158,13 @@ def test_choice_of_settings_by_validation():
         by_seed(final(GRID, "loss"), "loss", by="arm")
 
 
+def test_a_setting_may_be_nan():
+    rows = [{"cell": "a", "arm": "kl", "seed": 1, "bound": float("nan"), "loss": 1.0}]
+    choice = choose(rows, "loss", by="arm", over=["bound"])
+    assert keep(rows, choice, by="arm") == rows
+    assert keep(rows, {"kl": {"bound": 1.0}}, by="arm") == []
+
+
 def test_no_arm_searches_harder_and_divergence_never_wins():
     with pytest.raises(LabError, match="grid of the same size"):
         choose(GRID[:-4], "loss", by="arm", over=["lr"])

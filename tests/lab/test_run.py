@@ -215,7 +215,28 @@ def test_fresh_overwrites_nothing(divjax, reference, tmp_path):
     code, _, err = divjax(*RUN, "--out", "mine")
     assert code == 2
     assert "no run folder" in err
-    assert [p.name for p in (tmp_path / "mine").iterdir() if p.name != "lock"] == ["thesis.tex"]
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_refused_folder_is_left_as_it_was(divjax, reference, tmp_path):
+    shutil.copytree(reference[0], tmp_path / "here")
+    (tmp_path / "here/lock").unlink()
+    before = sorted(p.name for p in (tmp_path / "here").iterdir())
+    for options in (("--steps", "25"), ("--fresh",)):
+        assert divjax(*RUN, "--out", "here", *options)[0] == 2
+        assert sorted(p.name for p in (tmp_path / "here").iterdir()) == before
+
+
+@pytest.mark.parametrize("out", ["file", "file/deeper"])
+def test_a_file_is_no_run_folder(divjax, tmp_path, out):
+    (tmp_path / "file").write_text("x")
+    code, _, err = divjax(*RUN, "--out", out)
+    assert code == 2
+    assert f"{out} cannot be a run folder" in err
+    assert "give another with --out" in err
+    assert divjax("report", *RUN[1:], "--out", out)[0] == 2
+    assert divjax("verify", *RUN[1:], "--out", out)[0] == 1
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_fresh_in_an_empty_place_runs(divjax):
@@ -240,7 +261,11 @@ def test_one_process_at_a_time(divjax, tmp_path):
         (("run", "toy_experiment", "--noise.scael", "3"), "did you mean noise.scale"),
         (("run", "toy_experimant"), "did you mean toy_experiment?"),
         (("run", "toy_experiment", "--preset", "cpus"), "did you mean cpu?"),
-        (("run",), "needs the name of an experiment first"),
+        (("run", "toy_experiment", "--preset", "smoke", "--preset=cpu"), "given twice: smoke, cpu"),
+        (("run",), "needs the name of an experiment: divjax run NAME"),
+        (("run", "--preset", "smoke"), "needs the name of an experiment"),
+        (("run", "--preset", "smoke", "toy_experimant"), "did you mean toy_experiment?"),
+        (("run", "--out", "toy_experiment"), "needs the name of an experiment"),
         (("runs",), "did you mean run?"),
         (("verify", "--al"), "needs the name"),
         (("verify", "--all", "--jsn"), "did you mean json"),
@@ -260,11 +285,26 @@ def test_version(divjax):
     assert divjax("--version") == (0, f"divjax {version('divjax')}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [("help",), ("--help",), ("run", "--help"), ("show", "-h")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("help",), ("--help",), ("run", "--help"), ("show", "-h"), ("verify", "--all", "--help")],
+)
 def test_help(divjax, arguments):
     code, out, err = divjax(*arguments)
     assert (code, err) == (0, "")
     assert "divjax run NAME --preset cpu" in out
+    assert "divjax run NAME --help" in out
+
+
+def test_the_name_may_stand_anywhere(divjax):
+    for words in (
+        ("--preset", "smoke", "--steps", "1", "toy_experiment"),
+        ("--preset=smoke", "toy_experiment", "--steps", "1", "--fresh", "--out", "toy_experiment"),
+    ):
+        code, _, err = divjax("run", *words)
+        assert (code, err) == (0, "")
+    assert rows_of(SMOKE.with_name("smoke+steps=1")) == rows_of(Path("toy_experiment"))
+    assert "--noise.scale FLOAT" in divjax("run", "--help", "toy_experiment")[1]
 
 
 def test_help_of_an_experiment_shows_its_config(divjax):
@@ -342,6 +382,27 @@ def test_rows_without_training_are_replayed_and_compared(divjax, tmp_path, monke
     (tmp_path / "host.py").write_text((HOST % "i * i").replace('"seed": 1, ', ""))
     path.unlink()
     assert "every row needs one of its seeds" in divjax("run", "host", "--out", "o")[2]
+
+
+def test_a_config_may_hold_nan(divjax, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIVJAX_EXPERIMENTS", str(tmp_path))
+    text = (HOST % "i").replace("n: int = 4", "n: int = 4\n    bound: float = float('nan')")
+    text = text.replace('Cell("a", seeds=[1])', 'Cell("a", {"bound": config.bound}, [1])')
+    (tmp_path / "host.py").write_text(text)
+    command = "run", "host", "--preset", "cpu"
+    for words in (command, command, (*command, "--bound", "nan")):  # the same run, three times
+        code, _, err = divjax(*words)
+        assert (code, err) == (0, "")
+    path = tmp_path / "runs/host/cpu/records.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(True)[:2]))
+    assert divjax(*command)[0] == 0
+    assert path.read_bytes() == whole
+    assert divjax("report", *command[1:], "--store")[0] == 0
+    assert divjax("verify", "host")[0] == 0
+    code, _, err = divjax(*command, "--bound", "1", "--out", "runs/host/cpu")
+    assert code == 2
+    assert "config.bound: 1.0 here, 'NaN' stored" in err
 
 
 def test_folders_are_named_by_what_is_overridden(experiments, monkeypatch):

@@ -175,6 +175,114 @@ def test_missing_files(divjax, results):
     assert divjax("verify", "toy_experiment")[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"parts": [{}]}, "verdict.json: it lacks name, paper"),
+        ([], "verdict.json must hold a JSON object"),
+        ("NaN", "verdict.json must hold a JSON object"),
+        ({"parts": 3}, "parts must be a list, got 3"),
+        ({"parts": [3]}, "parts[0] must be an object, got 3"),
+        ({"parts": [{}]}, "parts[0] lacks name, estimate"),
+        ({"status": "splendid"}, "status must be reproduced, contradicted or inconclusive"),
+        ({"claim": None}, "claim must be text, got None"),
+        ({"estimate": "0.5"}, "parts[0].estimate must be a number, got '0.5'"),
+        ({"low": True}, "parts[0].low must be a number, got True"),
+        ({"high": 10**400}, "parts[0].high must be a number"),
+        ({"differences": [1, 2]}, "parts[0].differences must be an object, got"),
+        ({"differences": {"40": "x"}}, "parts[0].differences.40 must be a number, got 'x'"),
+    ],
+)
+def test_a_verdict_of_another_shape(divjax, results, content, expected):
+    path = results / "verdict.json"
+    if "it lacks" in expected or "JSON object" in expected:
+        path.write_text(json.dumps(content))
+    else:
+        whole = json.loads(path.read_text())
+        part = set(content) <= set(whole["parts"][0]) - {"status"}
+        (whole["parts"][0] if part else whole).update(content)
+        path.write_text(json.dumps(whole))
+    mismatch(divjax, expected)
+    code, out, err = divjax("list", "--json")
+    assert (code, json.loads(out)["status"], err) == (0, "unreadable", "")
+    code, out, err = divjax("show", "toy_experiment")
+    assert (code, err) == (0, "")
+    assert "cpu verdict: unreadable" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c: c.update(cells=3), "config.json: cells must be a list, got 3"),
+        (lambda c: c.update(data=3), "config.json: data must be a list, got 3"),
+        (lambda c: c.pop("config"), "config.json: it lacks config"),
+        (lambda c: c["cells"][0].update(seeds=["x"]), "cells[0].seeds[0] must be a number"),
+    ],
+)
+def test_a_config_of_another_shape(divjax, results, change, expected):
+    edit(results / "config.json", change)
+    mismatch(divjax, expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"cell": ["a"], "end": 0}', "line 2 must be a JSON object with the name of a cell"),
+        (b'{"cell": "plain-lr0.3", "end": "42"}', "line 2 must end its cell with a count"),
+        (b'{"cell": "plain-lr0.3", "end": 1, "x": 1}', "line 2 must end its cell with a count"),
+        (b'{"cell": "plain-lr0.3", "end": 1}', "records.jsonl: line 3: rows of cell 'plain-lr0.3'"),
+        (b'{"cell": "plain-lr0.3", "seed": [1]}', "line 2 must have a number as seed"),
+        (b'{"cell": "plain-lr0.3", "arm": "plain"}', "line 2: seed None is not one of cell plain"),
+        (None, "line 2: not the settings of cell plain-lr0.3"),
+    ],
+)
+def test_a_line_that_is_no_row_of_its_cell(divjax, results, line, expected):
+    lines = lines_of(results)
+    row = json.loads(lines[1])
+    del row["arm"]
+    forge(results, [lines[0], (line or json.dumps(row).encode()) + b"\n", *lines[2:]])
+    mismatch(divjax, expected)
+
+
+def test_what_analyse_cannot_read(divjax, results):
+    """Rows of the right cells and seeds, without what the experiment looks for."""
+    lines = [line.replace(b'"test_ece": 0.', b'"test_ecf": 0.', 1) for line in lines_of(results)]
+    forge(results, lines)
+    mismatch(divjax, "no row has the metric 'test_ece'")
+    lines = lines_of(results)
+    last = max(i for i, line in enumerate(lines) if b"test_ecf" in line and b'"decay"' in line)
+    lines = [x if i == last else x.replace(b"test_ecf", b"test_ece") for i, x in enumerate(lines)]
+    forge(results, lines)
+    mismatch(divjax, "toy_experiment.py, line ")
+
+
+def test_a_mismatch_says_what_to_do_in_lines_that_fit(divjax, results):
+    edit(results / "verdict.json", lambda v: v.update(claim="water is wet " * 30))
+    code, out, _ = divjax("verify", "toy_experiment")
+    assert code == 1
+    assert max(map(len, out.splitlines())) <= 80
+    said = " ".join(out.split())
+    assert "What to do: restore the stored files (git), or, where the experiment was" in said
+    assert "divjax report toy_experiment --preset cpu --store" in said
+    assert said.count("water is wet") < 20  # a long value is cut
+
+
+def test_verify_all_shows_what_has_no_results(divjax, results, tmp_path, monkeypatch):
+    shutil.rmtree(results)
+    code, out, _ = divjax("verify", "--all")
+    assert code == 0
+    assert "nothing stored" in out
+    assert "no results to verify: toy_experiment" in " ".join(out.split())
+    (results.parent / "toy_experiment").mkdir()
+    (results / "report.md").write_text("left over")
+    mismatch(divjax, "verdict.json is missing")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("DIVJAX_EXPERIMENTS", str(tmp_path / "empty"))
+    code, out, err = divjax("verify", "--all", "--json")
+    assert (code, out) == (2, "")
+    assert "no experiments in" in err
+
+
 def test_only_the_cpu_preset_is_stored(divjax, stored, monkeypatch):
     monkeypatch.setenv("DIVJAX_EXPERIMENTS", str(stored))
     for options in (("--preset", "smoke"), ("--preset", "cpu", "--steps", "1")):
