@@ -1,5 +1,6 @@
 """Figures in one restrained style; matplotlib is imported when a figure is drawn."""
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 INK, SOFT, RULE = "#1f2933", "#6b7785", "#d8dee4"
 # Distinguishable with any colour vision; the order is that of the arms.
-COLOURS = ("#0b6e99", "#d1603d", "#4f8a3c", "#8757a4", "#b8860b", "#3c5a99", "#a6396b", "#5f6b73")
+COLOURS = ("#0b6e99", "#d1603d", "#4f8a3c", "#8757a4", "#b8860b", "#222222", "#a6396b", "#5f6b73")
 STATUS_COLOURS = {REPRODUCED: "#2b7a4b", CONTRADICTED: "#b3362b"}
 WIDTH = 6.4  # inches; narrow enough for the letters to be read on a phone
 STYLE: Mapping[str, Any] = {
@@ -101,7 +102,7 @@ def _interval(ax: "Axes", part: Part) -> None:
     if ends:
         ax.plot([part.low, part.high], [0.15, 0.15], color=colour, linewidth=2.4)
     ax.plot([part.estimate], [0.15], "o", color=colour, markersize=7, markeredgecolor="white")
-    ax.set_title(f"{part.name}: {part.status}")
+    ax.set_title(textwrap.fill(f"{part.name}: {part.status}", 66))
     ax.annotate("0", (0, 1), (3, -8), textcoords="offset points", color=INK, fontsize=8)
     if part.threshold:
         text = "threshold"
@@ -148,7 +149,7 @@ def learning_curves(
             ax.fill_between(steps, bands[:, 1], bands[:, 2], color=colour, alpha=0.13, linewidth=0)
             ends.append((bands[-1, 0], str(group), colour))
         ax.set_xlabel(x)
-        ax.set_ylabel(label or metric)
+        ax.set_ylabel((label or metric).replace("_", " "))
         ax.margins(x=0.01)
         _name_lines(figure, len(ends))
         return figure
