@@ -1,14 +1,15 @@
 # Nothing but make and Python 3.11, 3.12 or 3.13 is needed: each target builds what it uses.
 #   make demo            one experiment on real data, with a report (minutes)
-#   make test            the test suite;   make lint   ruff and mypy
+#   make test            the test suite;   make lint   ruff and mypy;   make wheel
+#   make ci              lint and tests on every interpreter here, and the wheel
 #   make test PYTHON=python3.12           with another interpreter
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv/$(VERSION)
 RUN := $(VENV)/bin
-PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
+PIP := $(RUN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint bench clean python-ok
+.PHONY: demo test test-slow lint wheel ci bench clean python-ok
 
 demo: $(VENV)/.lab
 	$(RUN)/divjax run bd_kd --preset demo
@@ -22,12 +23,26 @@ test-slow: $(VENV)/.test
 lint: $(VENV)/.lint
 	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy
 
+# Two builds must be one file, bit for bit; it holds the experiments too.
+wheel: $(VENV)/.lab
+	rm -rf dist && mkdir -p dist
+	$(PIP) wheel --no-deps -w dist .
+	$(PIP) wheel --no-deps -w dist/again .
+	cmp dist/*.whl dist/again/*.whl && rm -r dist/again && ls -l dist
+
+# What has to pass before a release, on every interpreter that runs here.
+ci:
+	for python in python3.11 python3.12 python3.13; do \
+	  if $$python -c '' 2>/dev/null; then $(MAKE) lint test PYTHON=$$python || exit 1; \
+	  else echo "$$python does not run here: skipped"; fi; done
+	$(MAKE) wheel
+
 bench: $(VENV)/.bench
 	$(RUN)/python -m benchmarks $(ARGS)
 
 # A stamp says which extra is installed; it is made anew when the requirements change.
 $(VENV)/.%: pyproject.toml requirements/constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[$(EXTRAS_$*)]'
+	$(PIP) install -c requirements/constraints.txt -e '.[$(EXTRAS_$*)]'
 	touch $@
 EXTRAS_lab := lab
 EXTRAS_test := lab,test
@@ -43,4 +58,4 @@ python-ok:
 	       "Say: make PYTHON=/path/to/python3.12" >&2; exit 1;; esac
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs dist
