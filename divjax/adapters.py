@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from divjax.core import Array, PyTree
 from divjax.core.check import require
+from divjax.divergences.gaussian import DiagonalGaussian, Gaussian
 from divjax.models import Apply
 
 
@@ -178,3 +180,59 @@ def _rowwise(call: Call) -> Apply:
         return jax.vmap(row)(inputs, key), carry
 
     return apply
+
+
+def laws(p: Any, q: Any) -> tuple[Any, Any]:
+    """A pair of distrax distributions as what `divjax.divergences` takes.
+
+    Categorical and Bernoulli become log-probs [*E, K], for `divergences.kl(*laws(p, q))` and every
+    other function of log-probs. Normal, and multivariate normals with diagonal, triangular or full
+    scale, become `gaussian.DiagonalGaussian` [*E, D] or `gaussian.Gaussian` [*E, D, D], for
+    `gaussian.kl(*laws(p, q))`; a Normal is a law of one dimension.
+
+    Args:
+        p: the law in front.
+        q: the second law.
+
+    Returns:
+        The pair in the same order.
+
+    Raises:
+        ValueError: a distribution is none of these, or the two are of different kinds.
+
+    Example:
+        >>> import distrax
+        >>> from divjax import adapters
+        >>> from divjax.divergences import kl
+        >>> p, q = distrax.Categorical(probs=[0.5, 0.5]), distrax.Categorical(probs=[0.25, 0.75])
+        >>> print(f"{kl(*adapters.laws(p, q)):.4f}")
+        0.1438
+    """
+    first, second = _law("p", p), _law("q", q)
+    discrete = isinstance(first, jax.Array), isinstance(second, jax.Array)
+    require(
+        discrete[0] == discrete[1], "laws", "p and q must be of one kind",
+        f"{type(p).__name__} and {type(q).__name__}", "pass two discrete or two Gaussian laws",
+    )  # fmt: skip
+    return first, second
+
+
+def _law(name: str, law: Any) -> Any:
+    import distrax
+
+    if isinstance(law, distrax.Categorical):
+        return jax.nn.log_softmax(law.logits)
+    if isinstance(law, distrax.Bernoulli):
+        return jnp.stack([jax.nn.log_sigmoid(-law.logits), jax.nn.log_sigmoid(law.logits)], axis=-1)
+    if isinstance(law, distrax.Normal):
+        return DiagonalGaussian(law.mean()[..., None], law.variance()[..., None])
+    if isinstance(law, distrax.MultivariateNormalDiag):
+        return DiagonalGaussian(law.mean(), law.variance())
+    known = isinstance(
+        law, distrax.MultivariateNormalTri | distrax.MultivariateNormalFullCovariance
+    )
+    require(
+        known, "laws", f"{name} must be a Categorical, Bernoulli or (multivariate) Normal",
+        type(law).__name__, "or hand its log-probs or moments to the divergence yourself",
+    )  # fmt: skip
+    return Gaussian(law.mean(), law.covariance())

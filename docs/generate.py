@@ -5,11 +5,16 @@ A generated part stands between `<!-- NAME -->` and `<!-- /NAME -->` in one of t
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import migration
 
 from divjax import divergences, estimators
 from divjax.divergences import generators
@@ -164,9 +169,16 @@ def placement_table() -> str:
     return _table(header, rows)
 
 
+def migration_table() -> str:
+    """Their line, our line, and what parts them."""
+    rows = [[r.peer, f"`{r.theirs}`", f"`{r.ours}`", r.note] for r in migration.ROWS]
+    return _table(["library", "theirs", "divjax", "mind"], rows)
+
+
 PARTS = {
     "divergences.md": {"records": divergence_table},
     "estimators.md": {"placement": placement_table},
+    "migration.md": {"migration": migration_table},
 }
 
 

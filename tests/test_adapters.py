@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import distrax
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from divjax import adapters
+from divjax import adapters, divergences
 from divjax.core import Loss, masked_mean, row_keys
 from divjax.train import data_mesh, make_step
 from divjax.train.parallel import compile
@@ -125,3 +126,41 @@ def test_statistics_of_linen_travel_as_carry():
 def test_variables_without_params():
     with pytest.raises(ValueError, match='linen: variables must have "params"'):
         adapters.linen(Linen(), {"batch_stats": {}})
+
+
+def random_laws(kind):
+    rng = np.random.default_rng(2)
+    m, s = rng.normal(size=(2, 4, 3)), rng.uniform(0.5, 2.0, size=(2, 4, 3))
+    a = rng.normal(size=(2, 4, 3, 3))
+    full = a @ np.swapaxes(a, -1, -2) + np.eye(3)
+    make = {
+        "categorical": lambda i: distrax.Categorical(logits=m[i]),
+        "bernoulli": lambda i: distrax.Bernoulli(logits=m[i]),
+        "normal": lambda i: distrax.Normal(m[i], s[i]),
+        "diagonal": lambda i: distrax.MultivariateNormalDiag(m[i], s[i]),
+        "triangular": lambda i: distrax.MultivariateNormalTri(m[i], np.linalg.cholesky(full[i])),
+        "full": lambda i: distrax.MultivariateNormalFullCovariance(m[i], full[i]),
+    }[kind]
+    return make(0), make(1)
+
+
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
+def test_discrete_distributions(kind):
+    p, q = random_laws(kind)
+    got = divergences.kl(*adapters.laws(p, q))
+    np.testing.assert_allclose(got, p.kl_divergence(q), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["normal", "diagonal", "triangular", "full"])
+def test_gaussian_distributions(kind):
+    p, q = random_laws(kind)
+    got = divergences.gaussian.kl(*adapters.laws(p, q))
+    np.testing.assert_allclose(got, p.kl_divergence(q), rtol=1e-4)
+
+
+def test_other_distributions_are_refused():
+    p, _ = random_laws("normal")
+    with pytest.raises(ValueError, match="laws: p and q must be of one kind"):
+        adapters.laws(p, random_laws("categorical")[1])
+    with pytest.raises(ValueError, match="laws: q must be a Categorical, Bernoulli or"):
+        adapters.laws(p, distrax.Gamma(1.0, 1.0))

@@ -117,3 +117,27 @@ def test_a_custom_loss_takes_eight_lines_and_is_right():
     padded = scope["pad_vocabulary"](jnp.zeros((2, 3)), 5)
     assert padded.shape == (2, 5)
     assert (padded[:, 3:] == -jnp.inf).all()
+
+
+def test_the_transport_guide_runs():
+    (code,) = blocks(ROOT / "docs" / "transport.md")
+    scope = {}
+    exec(code, scope)
+    assert scope["gradient"].shape == (3, 1)
+    assert jnp.isfinite(scope["gradient"]).all()
+
+
+@pytest.mark.parametrize("row", generate.migration.ROWS, ids=lambda r: r.theirs[:40])
+def test_both_columns_of_the_migration_table_agree(row):
+    pytest.importorskip(row.peer, exc_type=ImportError)
+    scope = {}
+    exec(generate.migration.SETUP + generate.migration.SETUPS[row.peer], scope)
+    theirs, ours = (np.asarray(eval(text, scope)) for text in (row.theirs, row.ours))
+    assert theirs.shape == ours.shape
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-6 * np.abs(theirs).max())
+
+
+def test_most_of_the_migration_table_is_executed_here():
+    """Torch belongs to the extra `bench`; the other libraries to the library or its tests."""
+    installed = {r.peer for r in generate.migration.ROWS if importlib.util.find_spec(r.peer)}
+    assert installed >= {"optax", "distrax", "ott", "ot"}

@@ -1,0 +1,120 @@
+"""Lines of other libraries and the lines of divjax that give the same numbers.
+
+A test executes both columns of every row whose library is installed and compares them;
+`python docs/generate.py` writes the table into migration.md.
+"""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One line of theirs, one of ours; `names` of `SETUP` are in scope."""
+
+    peer: str  # the module that theirs needs
+    theirs: str
+    ours: str
+    note: str = ""
+
+
+SETUP = """
+import jax, jax.numpy as jnp, numpy as np
+from divjax import adapters
+from divjax.core import masked_mean
+from divjax.divergences import *
+from divjax.divergences import generators
+from divjax.divergences.transport import converged
+rng = np.random.default_rng(0)
+z_p, z_q = jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32)
+log_p, log_q = jax.nn.log_softmax(z_p), jax.nn.log_softmax(z_q)
+p, q = jnp.exp(log_p), jnp.exp(log_q)
+m, n = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)
+s, r = jnp.asarray(rng.uniform(0.5, 2.0, size=(2, 5, 3)), jnp.float32)
+x, y = np.asarray(rng.normal(size=(2, 8)), np.float32)
+a, b = np.asarray(rng.dirichlet(np.ones(8), size=2), np.float32)
+C = np.abs(x[:, None] - y) ** 2
+"""
+
+SETUPS = {
+    "optax": "import optax",
+    "distrax": "import distrax",
+    "torch": (
+        "import torch, torch.nn.functional as F, torch.distributions as D\n"
+        "t = lambda x: torch.tensor(np.asarray(x))"
+    ),
+    "ott": (
+        "from ott.geometry.geometry import Geometry\n"
+        "from ott.problems.linear.linear_problem import LinearProblem\n"
+        "from ott.solvers.linear.sinkhorn import Sinkhorn"
+    ),
+    "ot": "import ot",
+}
+
+ROWS = [
+    Row(
+        "optax",
+        "optax.losses.kl_divergence(log_q, p)",
+        "kl(log_p, log_q)",
+        "optax has the model in front and the target as probabilities; its gradient by a target "
+        "of 0 is NaN",
+    ),
+    Row(
+        "optax",
+        "optax.losses.kl_divergence_with_log_targets(log_q, log_p)",
+        "kl(log_p, log_q)",
+        "NaN in optax where both sides are -inf; 0 here",
+    ),
+    Row(
+        "optax",
+        "optax.losses.generalized_kl_divergence(log_q, p)",
+        "kl(log_p, log_q)",
+        "both are in this gauge for unnormalised arrays too",
+    ),
+    Row(
+        "torch",
+        "F.kl_div(t(log_q), t(p), reduction='none').sum(-1)",
+        "kl(log_p, log_q)",
+        "the model in front, the target as probabilities",
+    ),
+    Row(
+        "torch",
+        "F.kl_div(t(log_q), t(log_p), log_target=True, reduction='batchmean')",
+        "masked_mean(kl(log_p, log_q)).value",
+        "'mean' divides by the vocabulary too",
+    ),
+    Row(
+        "torch",
+        "D.kl_divergence(D.Normal(t(m), t(s)), D.Normal(t(n), t(r))).sum(-1)",
+        "gaussian.kl(gaussian.DiagonalGaussian(m, s**2), gaussian.DiagonalGaussian(n, r**2))",
+        "scales there, variances here",
+    ),
+    Row(
+        "distrax",
+        "distrax.Categorical(logits=z_p).kl_divergence(distrax.Categorical(logits=z_q))",
+        "f_divergence_from_logits(z_p, z_q, generators.kl)",
+    ),
+    Row(
+        "distrax",
+        "distrax.MultivariateNormalDiag(m, s).kl_divergence(distrax.MultivariateNormalDiag(n, r))",
+        "gaussian.kl(*adapters.laws("
+        "distrax.MultivariateNormalDiag(m, s), distrax.MultivariateNormalDiag(n, r)))",
+    ),
+    Row(
+        "ott",
+        "Sinkhorn(threshold=1e-4)(LinearProblem(Geometry(cost_matrix=C.T, epsilon=0.5), b, a))"
+        ".primal_cost",
+        "sinkhorn(C, jnp.log(a), jnp.log(b), epsilon=0.5, solver=converged()).cost",
+        "ott matches columns first, so equal iterates need the transpose; weights are logs here",
+    ),
+    Row(
+        "ot",
+        "ot.sinkhorn2(a, b, C, 2.0, method='sinkhorn_log')",
+        "sinkhorn(C, jnp.log(a), jnp.log(b), epsilon=2.0, solver=converged(tolerance=1e-6)).cost",
+        "POT returns <P, C> as well; its threshold is 1e-9",
+    ),
+    Row(
+        "ot",
+        "ot.wasserstein_1d(x, y, a, b, p=2)",
+        "wasserstein_1d(jnp.asarray(x), jnp.asarray(y), jnp.log(a), jnp.log(b), power=2.0)",
+        "both to the power p",
+    ),
+]
