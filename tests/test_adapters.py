@@ -130,9 +130,9 @@ def test_variables_without_params():
 
 def random_laws(kind):
     rng = np.random.default_rng(2)
-    m, s = rng.normal(size=(2, 4, 3)), rng.uniform(0.5, 2.0, size=(2, 4, 3))
-    a = rng.normal(size=(2, 4, 3, 3))
-    full = a @ np.swapaxes(a, -1, -2) + np.eye(3)
+    m, s = (np.float32(x) for x in (rng.normal(size=(2, 4, 3)), rng.uniform(0.5, 2, (2, 4, 3))))
+    a = np.float32(rng.normal(size=(2, 4, 3, 3)))
+    full = a @ np.swapaxes(a, -1, -2) + np.eye(3, dtype=np.float32)
     make = {
         "categorical": lambda i: distrax.Categorical(logits=m[i]),
         "bernoulli": lambda i: distrax.Bernoulli(logits=m[i]),
