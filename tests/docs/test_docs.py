@@ -13,6 +13,7 @@ import pytest
 
 import divjax
 from divjax.divergences import f_divergence_from_logits
+from divjax.lab.cli import main
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
@@ -141,3 +142,23 @@ def test_most_of_the_migration_table_is_executed_here():
     """Torch belongs to the extra `bench`; the other libraries to the library or its tests."""
     installed = {r.peer for r in generate.migration.ROWS if importlib.util.find_spec(r.peer)}
     assert installed >= {"optax", "distrax", "ott", "ot"}
+
+
+def test_the_examples_of_contributing_run(tmp_path, monkeypatch):
+    record, loss, paper = blocks(ROOT / "CONTRIBUTING.md")
+    scope = {}
+    exec(record + loss, scope)
+    z = np.random.default_rng(0).normal(size=(2, 4, 5))
+    p, q = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    got = f_divergence_from_logits(*jnp.asarray(z, jnp.float32), scope["half_pearson"])
+    np.testing.assert_allclose(got, ((p - q) ** 2 / q).sum(-1) / 2, rtol=1e-5)
+    mask = jnp.array([True, False, True, True])
+    got = scope["hellinger_kd"](*jnp.asarray(z[::-1], jnp.float32), mask=mask)
+    expected = (1 - np.sqrt(p * q).sum(-1))[np.asarray(mask)].mean()
+    np.testing.assert_allclose(got.value, expected, rtol=1e-4)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "smallest.py").write_text(paper)
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "smallest", "--preset", "cpu"]) == 0
+    verdict = (tmp_path / "runs" / "smallest" / "cpu" / "verdict.json").read_text()
+    assert '"status": "reproduced"' in verdict
