@@ -267,8 +267,6 @@ def prepare(
     for name, x in zip(names, (p, q), strict=True):
         remedy = f"pass jnp.log({name})"
         check.not_probabilities(name, x, axis, caller=caller, remedy=remedy)
-        if name.startswith("log_"):
-            check.not_logits(name, x, axis, caller=caller)
     p, q = jnp.moveaxis(p, axis, -1), jnp.moveaxis(q, axis, -1)
     if where is not None:
         where = jnp.moveaxis(where, axis, -1)

@@ -5,9 +5,10 @@ in, [*E] nats out, D(p || q) in this order, truth at the boundary. From logits c
 `f_divergence_from_logits` with the record of the same name.
 """
 
-from divjax.core import Array
+from divjax.core import Array, check
 from divjax.divergences import generators
 from divjax.divergences.f import f_divergence
+from divjax.divergences.generators import Generator
 
 
 def kl(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
@@ -25,7 +26,7 @@ def kl(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None
         >>> print(f"{kl(p, q):.6f}")
         0.223805
     """
-    return f_divergence(log_p, log_q, generators.kl, axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.kl, axis, where)
 
 
 def reverse_kl(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
@@ -43,7 +44,7 @@ def reverse_kl(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | Non
         >>> print(f"{reverse_kl(p, q):.6f}")
         0.193794
     """
-    return f_divergence(log_p, log_q, generators.reverse(generators.kl), axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.reverse(generators.kl), axis, where)
 
 
 def jeffreys(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
@@ -61,7 +62,7 @@ def jeffreys(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None 
         >>> print(f"{jeffreys(p, q):.6f}")
         0.417599
     """
-    return f_divergence(log_p, log_q, generators.jeffreys, axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.jeffreys, axis, where)
 
 
 def squared_hellinger(
@@ -81,7 +82,7 @@ def squared_hellinger(
         >>> print(f"{squared_hellinger(p, q):.6f}")
         0.051525
     """
-    return f_divergence(log_p, log_q, generators.squared_hellinger, axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.squared_hellinger, axis, where)
 
 
 def pearson(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
@@ -99,7 +100,7 @@ def pearson(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None =
         >>> print(f"{pearson(p, q):.6f}")
         0.563333
     """
-    return f_divergence(log_p, log_q, generators.pearson, axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.pearson, axis, where)
 
 
 def neyman(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
@@ -117,7 +118,7 @@ def neyman(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = 
         >>> print(f"{neyman(p, q):.6f}")
         0.363333
     """
-    return f_divergence(log_p, log_q, generators.neyman, axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.neyman, axis, where)
 
 
 def tv(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
@@ -135,7 +136,7 @@ def tv(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None
         >>> print(f"{tv(p, q):.6f}")
         0.300000
     """
-    return f_divergence(log_p, log_q, generators.tv, axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.tv, axis, where)
 
 
 def lecam(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = None) -> Array:
@@ -153,7 +154,7 @@ def lecam(log_p: Array, log_q: Array, *, axis: int = -1, where: Array | None = N
         >>> print(f"{lecam(p, q):.6f}")
         0.099286
     """
-    return f_divergence(log_p, log_q, generators.lecam, axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.lecam, axis, where)
 
 
 def soft_reverse_kl(
@@ -173,7 +174,7 @@ def soft_reverse_kl(
         >>> print(f"{soft_reverse_kl(p, q):.6f}")
         0.092045
     """
-    return f_divergence(log_p, log_q, generators.soft_reverse_kl, axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.soft_reverse_kl, axis, where)
 
 
 def js(
@@ -211,9 +212,7 @@ def js(
         >>> print(f"{js(p, q):.6f}")
         0.050875
     """
-    return f_divergence(
-        log_p, log_q, generators.js(weight, normalise=normalise), axis=axis, where=where
-    )
+    return _of_laws(log_p, log_q, generators.js(weight, normalise=normalise), axis, where)
 
 
 def skew_kl(
@@ -244,7 +243,7 @@ def skew_kl(
         >>> print(f"{skew_kl(p, q):.6f}")
         0.172951
     """
-    return f_divergence(log_p, log_q, generators.skew_kl(weight), axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.skew_kl(weight), axis, where)
 
 
 def skew_reverse_kl(
@@ -275,7 +274,7 @@ def skew_reverse_kl(
         >>> print(f"{skew_reverse_kl(p, q):.6f}")
         0.159263
     """
-    return f_divergence(log_p, log_q, generators.skew_reverse_kl(weight), axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.skew_reverse_kl(weight), axis, where)
 
 
 def alpha(
@@ -306,7 +305,7 @@ def alpha(
         >>> print(f"{alpha(p, q, order=0.5):.6f}")
         0.206100
     """
-    return f_divergence(log_p, log_q, generators.alpha(order), axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.alpha(order), axis, where)
 
 
 def tsallis(
@@ -337,4 +336,15 @@ def tsallis(
         >>> print(f"{tsallis(p, q, order=1.5):.6f}")
         0.372495
     """
-    return f_divergence(log_p, log_q, generators.tsallis(order), axis=axis, where=where)
+    return _of_laws(log_p, log_q, generators.tsallis(order), axis, where)
+
+
+def _of_laws(
+    log_p: Array, log_q: Array, generator: Generator, axis: int, where: Array | None
+) -> Array:
+    """f_divergence, of what can be laws: logits in their place would pass unnoticed."""
+    value = f_divergence(log_p, log_q, generator, axis=axis, where=where)
+    if where is None:  # masked entries may hold anything
+        for name, x in (("log_p", log_p), ("log_q", log_q)):
+            check.not_logits(name, x, axis, caller=generator.name)
+    return value

@@ -16,6 +16,7 @@ from divjax.divergences import (
     f_divergence,
     f_divergence_from_logits,
     generators,
+    kl,
     renyi,
     renyi_from_logits,
 )
@@ -346,8 +347,10 @@ def test_renyi_printed_values_limits_and_symmetry(x64):
 
 def test_logits_are_refused_where_log_probs_are_wanted():
     logits = jnp.array([2.0, -1.0, 0.0])
-    with pytest.raises(ValueError, match=r"log_q must be log-probabilities.*from_logits"):
-        f_divergence(jax.nn.log_softmax(logits), logits, generators.kl)
+    with pytest.raises(ValueError, match=r"kl: log_q must be log-probabilities.*from_logits"):
+        kl(jax.nn.log_softmax(logits), logits)
+    measure = f_divergence(logits, logits - 1.0, generators.kl)  # takes measures, too
+    np.testing.assert_allclose(measure, np.sum(np.exp(np.float64(logits))) / np.e, rtol=1e-5)
     even = jnp.full(4, 0.25)  # as logits, the same law as zeros
     assert f_divergence_from_logits(even, jnp.zeros(4), generators.kl) == 0
 
