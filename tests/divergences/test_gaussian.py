@@ -1,5 +1,7 @@
 """Closed forms of two Gaussians: stored values, mpmath, quadrature, derivatives, singular laws."""
 
+import re
+from collections import Counter
 from functools import partial
 
 import jax
@@ -438,3 +440,15 @@ def test_a_traced_variance_is_not_looked_at():
     law = DiagonalGaussian(jnp.zeros(1), -jnp.ones(1))  # a constant inside a trace is
     with pytest.raises(ValueError, match="must be >= 0"):
         jax.jit(lambda m: gaussian.kl(law, DiagonalGaussian(m, jnp.ones(1))))(jnp.zeros(1))
+
+
+def test_factorisations_of_value_and_gradient_are_few():
+    """Batched LAPACK calls side by side can block each other, so derivatives have none."""
+
+    def fn(p, q):
+        return jnp.sum(gaussian.renyi(p, q, order=0.7))
+
+    p, q = laws(np.random.default_rng(5), (2,))
+    text = jax.jit(jax.value_and_grad(fn, (0, 1))).lower(p, q).compile().as_text()
+    calls = Counter(re.findall(r'custom_call_target="lapack_\w(\w+?)_ffi"', text))
+    assert calls == {"syevd": 1, "potrf": 2, "trsm": 2}
