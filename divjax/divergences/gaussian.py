@@ -361,16 +361,18 @@ def _renyi(p: Gaussian, q: Gaussian, order: float) -> Array:
 
 def _renyi_of_pair(pair: _Pair, order: float) -> Array:
     """Of order >= 1/2, per block."""
-    c = 1.0 - order
-    covariances = jnp.stack([pair.p, order * pair.q + c * pair.p])
-    spread = _spread(pair.inverse, covariances, jnp.stack([pair.excess, c * pair.excess]))
-    own, mixed = (_Spread(*(x[i] for x in spread)) for i in (0, 1))
-    if c == 0:
-        gap = own.gap
+    if order == 1:
+        own = _Spread(*(x[0] for x in _spread(pair.inverse, pair.p[None], pair.excess[None])))
+        gap, inverse = own.gap, pair.inverse
     else:
+        c = 1.0 - order
+        covariances = jnp.stack([pair.p, order * pair.q + c * pair.p])
+        spread = _spread(pair.inverse, covariances, jnp.stack([pair.excess, c * pair.excess]))
+        own, mixed = (_Spread(*(x[i] for x in spread)) for i in (0, 1))
         gap = own.gap - mixed.gap / c  # both of second order, where the log-dets are of first
-        if c > 0:
+        if order < 1:
             gap = jnp.where(own.gap < 1.0, gap, mixed.log_det / c - own.log_det)
-    quadratic = order * jnp.sum(product(mixed.inverse, pair.shift) ** 2, axis=(-1, -2))
-    finite = _definite(own.inverse) & _definite(mixed.inverse) & ~pair.singular
+        inverse = mixed.inverse
+    quadratic = order * jnp.sum(product(inverse, pair.shift) ** 2, axis=(-1, -2))
+    finite = _definite(own.inverse) & _definite(inverse) & ~pair.singular
     return 0.5 * (quadratic + jnp.where(finite, gap, inf))
