@@ -26,10 +26,10 @@ import numpy as np
 from divjax.core import Array, check
 from divjax.divergences import generators
 from divjax.divergences._covariance import (
-    cholesky,
     diagonal,
     eigh,
-    solve,
+    product,
+    root,
     squared_bures,
     transpose,
 )
@@ -288,7 +288,7 @@ class _Pair(NamedTuple):
 
     p: Array  # [..., d, d] A
     q: Array  # [..., d, d] B
-    factor: Array  # [..., d, d] L, B = L L^T
+    inverse: Array  # [..., d, d] L^-1, B = L L^T
     excess: Array  # [..., d, d] L^-1 (A - B) L^-T
     shift: Array  # [..., d, 1] the difference of the means, where the second law has variance
     singular: Array  # bool [...] the two laws live on different subspaces
@@ -306,44 +306,48 @@ def _null(covariance: Array) -> tuple[Array, Array]:
 def _paired(p: Gaussian, q: Gaussian) -> _Pair:
     shift = (p.mean - q.mean)[..., None]
     at = jax.lax.stop_gradient((p.covariance, q.covariance, shift))
-    (null_p, _), (null_q, columns) = _null(at[0]), _null(at[1])
-    rank_p, rank_q = (jnp.sum(jnp.any(n != 0, axis=-1), axis=-1) for n in (null_p, null_q))
+    nulls, columns = _null(jnp.stack(at[:2]))
+    null_q, lift = nulls[1], product(columns[1], transpose(columns[1]))
+    rank_p, rank_q = jnp.sum(jnp.any(nulls != 0, axis=-1), axis=-1)
     # What p has in the null directions of q, beside the rounding of the sums that form it.
     slack = 16.0 * shift.shape[-2] * float(np.finfo(shift.dtype).eps)
     rows = jnp.abs(null_q)
-    leak = diagonal(null_q @ at[0] @ transpose(null_q))
-    leaks = leak > slack * diagonal(rows @ jnp.abs(at[0]) @ transpose(rows))
-    moves = jnp.abs(null_q @ at[2]) > slack * (rows @ jnp.abs(at[2]))
-    lift = columns @ transpose(columns)
-    factor, definite = cholesky(q.covariance + lift)
-    excess = solve(factor, transpose(solve(factor, p.covariance - q.covariance)))
-    apart = (rank_p != rank_q) | jnp.any(leaks, -1) | jnp.any(moves, (-1, -2)) | ~definite
-    shift = shift - columns @ (null_q @ shift)
-    return _Pair(p.covariance + lift, q.covariance + lift, factor, excess, shift, apart)
+    leak = diagonal(product(null_q, at[0], transpose(null_q)))
+    leaks = leak > slack * diagonal(product(rows, jnp.abs(at[0]), transpose(rows)))
+    moves = jnp.abs(product(null_q, at[2])) > slack * product(rows, jnp.abs(at[2]))
+    _, inverse = root(q.covariance + lift)
+    excess = product(inverse, p.covariance - q.covariance, transpose(inverse))
+    apart = (rank_p != rank_q) | jnp.any(leaks, -1) | jnp.any(moves, (-1, -2)) | ~_definite(inverse)
+    shift = shift - product(columns[1], null_q, shift)
+    return _Pair(p.covariance + lift, q.covariance + lift, inverse, excess, shift, apart)
 
 
 class _Spread(NamedTuple):
-    """How far a covariance S is from B, with X = L^-1 S L^-T - I."""
+    """How far n covariances S are from B, with X = L^-1 S L^-T - I."""
 
-    gap: Array  # [...] tr X - log det(I + X), >= 0
-    log_det: Array  # [...] log det(I + X)
-    factor: Array  # [..., d, d] Cholesky, of S
-    definite: Array  # bool [...]
+    gap: Array  # [n, ...] tr X - log det(I + X), >= 0
+    log_det: Array  # [n, ...] log det(I + X)
+    inverse: Array  # [n, ..., d, d] of the Cholesky factor of S, 0 where S is not definite
+
+
+def _definite(inverse: Array) -> Array:
+    """Whether `root` found a factor."""
+    return inverse[..., 0, 0] > 0
 
 
 def _spread(base: Array, covariance: Array, excess: Array) -> _Spread:
-    """From S and from X, each where it is the more accurate."""
-    factor, definite = cholesky(covariance)
+    """From S and from X, [n, ..., d, d], each where it is the more accurate."""
     eye = jnp.eye(excess.shape[-1], dtype=excess.dtype)
     near = jnp.max(jnp.abs(excess), axis=(-1, -2), keepdims=True) < 0.5
-    close, found = cholesky(eye + jnp.where(near, excess, 0.0))
-    c = jnp.where(near & found[..., None, None], close, solve(base, factor))
+    both = jnp.stack([covariance, eye + jnp.where(near, excess, 0.0)])
+    (factor, close), (inverse, found) = root(both)
+    c = jnp.where(near & _definite(found)[..., None, None], close, product(base, factor))
     below = jnp.sum(jnp.tril(c, -1) ** 2, axis=-1)
     pivot = diagonal(excess) - below
-    small = definite[..., None] & (jnp.abs(pivot) < 0.5)
+    small = _definite(inverse)[..., None] & (jnp.abs(pivot) < 0.5)
     log_t = jnp.where(small, jnp.log1p(jnp.where(small, pivot, 0.0)), 2 * jnp.log(diagonal(c)))
     rest = under_q(generators.reverse(generators.kl), log_t)  # t - 1 - log t
-    return _Spread(jnp.sum(below + rest, -1), jnp.sum(log_t, -1), factor, definite)
+    return _Spread(jnp.sum(below + rest, -1), jnp.sum(log_t, -1), inverse)
 
 
 def _renyi(p: Gaussian, q: Gaussian, order: float) -> Array:
@@ -357,16 +361,18 @@ def _renyi(p: Gaussian, q: Gaussian, order: float) -> Array:
 
 def _renyi_of_pair(pair: _Pair, order: float) -> Array:
     """Of order >= 1/2, per block."""
-    c = 1.0 - order
-    own = _spread(pair.factor, pair.p, pair.excess)
-    mixed = _spread(pair.factor, order * pair.q + c * pair.p, c * pair.excess)
-    if c == 0:
-        gap = own.gap
+    if order == 1:
+        own = _Spread(*(x[0] for x in _spread(pair.inverse, pair.p[None], pair.excess[None])))
+        gap, inverse = own.gap, pair.inverse
     else:
+        c = 1.0 - order
+        covariances = jnp.stack([pair.p, order * pair.q + c * pair.p])
+        spread = _spread(pair.inverse, covariances, jnp.stack([pair.excess, c * pair.excess]))
+        own, mixed = (_Spread(*(x[i] for x in spread)) for i in (0, 1))
         gap = own.gap - mixed.gap / c  # both of second order, where the log-dets are of first
-        if c > 0:
+        if order < 1:
             gap = jnp.where(own.gap < 1.0, gap, mixed.log_det / c - own.log_det)
-    y = solve(mixed.factor, pair.shift)
-    quadratic = jnp.where(mixed.definite, order * jnp.sum(y * y, axis=(-1, -2)), 0.0)
-    finite = own.definite & mixed.definite & ~pair.singular
+        inverse = mixed.inverse
+    quadratic = order * jnp.sum(product(inverse, pair.shift) ** 2, axis=(-1, -2))
+    finite = _definite(own.inverse) & _definite(inverse) & ~pair.singular
     return 0.5 * (quadratic + jnp.where(finite, gap, inf))
