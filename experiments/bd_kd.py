@@ -7,7 +7,7 @@ after a first run of it had been seen (see `notes`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,16 @@ from divjax.lab import (
     Report,
     by_seed,
     choose,
+    control,
     digits,
     final,
+    is_pilot,
     keep,
+    minibatches,
+    noisy_splits,
     not_worse,
+    parted,
+    piloted,
     plots,
     summary,
     superior,
@@ -68,9 +74,6 @@ ARMS: dict[str, Term | None] = {  # the student's term; (student logits, teacher
 # Three settings an arm. The weight means nothing without a partner, so ce varies its rate instead.
 WEIGHTS, RATES, RATE, WEIGHT = (0.5, 1.0, 2.0), (1e-3, 3e-3, 1e-2), 3e-3, 1.0
 
-# First seeds. Settings are chosen on the pilot's; small presets never score a reported one.
-PILOT, REPORTED = 0, 1000
-
 
 @dataclass(frozen=True)
 class Config:
@@ -89,34 +92,12 @@ def cells(config: Config):
         grid = [(RATE, w) for w in WEIGHTS] if term else [(rate, WEIGHT) for rate in RATES]
         for rate, weight in grid if config.grid else [(RATE, WEIGHT)]:
             settings.append({"arm": arm, "rate": rate, "weight": weight})
-    runs = {"pilot-": PILOT, "": REPORTED} if config.grid else {"": PILOT}
-    return [
-        Cell(
-            "{}{arm}-rate{rate:g}-weight{weight:g}".format(prefix, **s),
-            s,
-            range(first, first + config.seeds),
-        )
-        for prefix, first in runs.items()
-        for s in settings
-    ]
-
-
-def is_pilot(config: Config, seed: int) -> bool:
-    """Whether a seed only serves the choice of settings."""
-    return config.grid and seed < REPORTED
+    return piloted(config, settings, "{arm}-rate{rate:g}-weight{weight:g}".format_map)
 
 
 def splits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The seed's own train (noisy), validation and test split; labels of the last two are clean."""
-    data = digits()
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(data.labels))
-    x, y = data.inputs[order], data.labels[order].copy()
-    noisy = rng.uniform(size=TRAIN) < NOISE
-    y[:TRAIN] = np.where(noisy, rng.integers(0, 10, TRAIN), y[:TRAIN])
-    ends = TRAIN, TRAIN + VALIDATION
-    parts = (slice(0, ends[0]), slice(*ends), slice(ends[1], None))
-    return {n: (x[s], y[s]) for n, s in zip(("train", "validation", "test"), parts, strict=True)}
+    return noisy_splits(digits(), seed, train=TRAIN, validation=VALIDATION, noise=NOISE)
 
 
 def networks(seed: int):
@@ -182,20 +163,10 @@ def run(config: Config, cell: Cell, run):
     }
     x, y = held["train"]
 
-    def batches(i: int):
-        rows = np.stack(
-            [np.random.default_rng((seed, i)).permutation(TRAIN)[:BATCH] for seed in cell.seeds]
-        )
-        index = jnp.asarray(rows)
-        return {
-            "x": jnp.take_along_axis(x, index[..., None], 1),
-            "y": jnp.take_along_axis(y, index, 1),
-        }
-
     state = yield from run.train(
         parallel.compile(step),
         step.init(params, keys),
-        batches,
+        minibatches({"x": x, "y": y}, cell.seeds, size=BATCH),
         steps=config.steps,
         evaluate=lambda state: score["validation"](state.params, *held["validation"]),
         every=max(1, config.steps // config.evaluations),
@@ -207,8 +178,7 @@ def run(config: Config, cell: Cell, run):
 
 def analyse(config: Config, records):
     """The three parts of the claim, and the controls beside them."""
-    reported = [row for row in records if not is_pilot(config, row["seed"])]
-    pilot = [row for row in records if is_pilot(config, row["seed"])]
+    pilot, reported = parted(config, records)
     best = choose(
         pilot or reported,  # without a grid there is one setting and no pilot
         "validation_nll",
@@ -275,15 +245,11 @@ def claimed(ece, accuracy, teacher):
 def controlled(ece):
     """Delta 2 against what it could be mistaken for."""
     return [
-        replace(
-            superior(
-                f"bd2 against {arm}, calibration error lower by",
-                ece["bd2"],
-                ece[arm],
-                margin=0.0,
-                larger_is_better=False,
-            ),
-            status="a control, outside the verdict",
+        control(
+            f"bd2 against {arm}, calibration error lower by",
+            ece["bd2"],
+            ece[arm],
+            larger_is_better=False,
         )
         for arm in ("bd1x1.5", "bd1", "reverse")
     ]

@@ -6,7 +6,7 @@ seeds stand here and were committed before any record of the cpu preset.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,14 @@ from divjax.lab import (
     Report,
     by_seed,
     choose,
+    control,
     digits,
     final,
+    is_pilot,
     keep,
     minibatches,
+    parted,
+    piloted,
     plots,
     stacked_splits,
     summary,
@@ -39,7 +43,6 @@ MARGIN = 0.005
 
 RATES = (1e-3, 3e-3, 1e-2)  # the grid of every arm; PLD has no other knob
 RATE = 3e-3  # where there is no grid
-PILOT, REPORTED = 0, 1000  # first seeds: settings are chosen on the pilot's
 
 
 def ranked(weights: Callable[[jax.Array], jax.Array] | None = None, temperature: float = 1.0):
@@ -74,22 +77,9 @@ class Config:
 
 def cells(config: Config):
     """Every arm at every rate, first on the pilot's seeds."""
-    runs = {"pilot-": PILOT, "": REPORTED} if config.grid else {"": PILOT}
-    return [
-        Cell(
-            f"{prefix}{arm}-rate{rate:g}",
-            {"arm": arm, "rate": rate},
-            range(first, first + config.seeds),
-        )
-        for prefix, first in runs.items()
-        for arm in ARMS
-        for rate in (RATES if config.grid else (RATE,))
-    ]
-
-
-def is_pilot(config: Config, seed: int) -> bool:
-    """Whether a seed only serves the choice of settings."""
-    return config.grid and seed < REPORTED
+    rates = RATES if config.grid else (RATE,)
+    settings = [{"arm": arm, "rate": rate} for arm in ARMS for rate in rates]
+    return piloted(config, settings, lambda s: f"{s['arm']}-rate{s['rate']:g}")
 
 
 def run(config: Config, cell: Cell, run):
@@ -115,16 +105,12 @@ def run(config: Config, cell: Cell, run):
 
 def analyse(config: Config, records):
     """The three parts of the claim, and the controls beside them."""
-    reported = [row for row in records if not is_pilot(config, row["seed"])]
-    pilot = [row for row in records if is_pilot(config, row["seed"])]
+    pilot, reported = parted(config, records)
     best = choose(pilot or reported, "validation_accuracy", by="arm", over=("rate",))
     chosen = keep(reported, best, by="arm")
     accuracy, gap = (by_seed(final(chosen, m), m, by="arm") for m in ("test_accuracy", "test_kl"))
     controls = [
-        replace(
-            superior(name, accuracy["pld1"], accuracy[arm], margin=0.0),
-            status="a control, outside the verdict",
-        )
+        control(name, accuracy["pld1"], accuracy[arm])
         for arm, name in (
             ("ce", "pld1 more accurate than cross-entropy alone, by"),
             ("kd4", "pld1 more accurate than distillation at temperature 4, by"),

@@ -5,7 +5,7 @@ an early-stopped teacher that was trained on the same labels. Claim, metrics, ma
 seeds stand here and were committed before any record of the cpu preset.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import optax
@@ -18,10 +18,14 @@ from divjax.lab import (
     Report,
     by_seed,
     choose,
+    control,
     digits,
     final,
+    is_pilot,
     keep,
     minibatches,
+    parted,
+    piloted,
     plots,
     stacked_splits,
     summary,
@@ -39,7 +43,6 @@ MARGIN = 0.005
 
 RATES = (1e-3, 3e-3, 1e-2)  # the grid of every arm
 RATE = 3e-3  # where there is no grid
-PILOT, REPORTED = 0, 1000  # first seeds: settings are chosen on the pilot's
 
 
 def from_logits(generator):
@@ -86,22 +89,9 @@ class Config:
 
 def cells(config: Config):
     """Every arm at every rate, first on the pilot's seeds."""
-    runs = {"pilot-": PILOT, "": REPORTED} if config.grid else {"": PILOT}
-    return [
-        Cell(
-            f"{prefix}{arm}-rate{rate:g}",
-            {"arm": arm, "rate": rate},
-            range(first, first + config.seeds),
-        )
-        for prefix, first in runs.items()
-        for arm in ARMS
-        for rate in (RATES if config.grid else (RATE,))
-    ]
-
-
-def is_pilot(config: Config, seed: int) -> bool:
-    """Whether a seed only serves the choice of settings."""
-    return config.grid and seed < REPORTED
+    rates = RATES if config.grid else (RATE,)
+    settings = [{"arm": arm, "rate": rate} for arm in ARMS for rate in rates]
+    return piloted(config, settings, lambda s: f"{s['arm']}-rate{s['rate']:g}")
 
 
 def run(config: Config, cell: Cell, run):
@@ -127,16 +117,12 @@ def run(config: Config, cell: Cell, run):
 
 def analyse(config: Config, records):
     """The three parts of the claim, and the controls beside them."""
-    reported = [row for row in records if not is_pilot(config, row["seed"])]
-    pilot = [row for row in records if is_pilot(config, row["seed"])]
+    pilot, reported = parted(config, records)
     best = choose(pilot or reported, "validation_accuracy", by="arm", over=("rate",))
     chosen = keep(reported, best, by="arm")
     accuracy = by_seed(final(chosen, "test_accuracy"), "test_accuracy", by="arm")
     controls = [
-        replace(
-            superior(name, accuracy[ours], accuracy[theirs], margin=0.0),
-            status="a control, outside the verdict",
-        )
+        control(name, accuracy[ours], accuracy[theirs])
         for name, ours, theirs in (
             ("paired cost alone better than unpaired alone, by", "paired", "unpaired"),
             ("weight 0.1 better than distillation, by", "sinkd0.1", "kd"),

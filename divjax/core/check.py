@@ -98,6 +98,12 @@ def positive(name: str, value: float | Array, *, caller: str) -> None:
     require(ok, caller, f"{name} must be a finite number > 0", value, f"for example {name}=1.0")
 
 
+def count(name: str, value: int, *, caller: str) -> None:
+    """A static number of things is an integer, 1 at least."""
+    ok = isinstance(value, int) and value >= 1
+    require(ok, caller, f"{name} must be an integer >= 1", value, f"for example {name}=4")
+
+
 def fraction(name: str, value: float, *, caller: str, open_ends: bool = False) -> None:
     """A static hyper-parameter lies in [0, 1], or strictly between."""
     ok = isinstance(value, int | float | np.number) and 0 <= float(value) <= 1

@@ -87,7 +87,7 @@ def unrolled(iterations: int, *, tolerance: float = 1e-3) -> Solver:
         >>> print(f"{out.cost:.6f}", int(out.iterations))
         0.006693 20
     """
-    _check_count("unrolled", "iterations", iterations)
+    check.count("iterations", iterations, caller="unrolled")
     check.positive("tolerance", tolerance, caller="unrolled")
 
     def solve(log_kernel: Array, log_a: Array, log_b: Array) -> Potentials:
@@ -132,7 +132,7 @@ def converged(*, tolerance: float = 1e-4, max_iterations: int = 2000) -> Solver:
         >>> print(f"{out.cost:.6f}", bool(out.converged))
         0.006693 True
     """
-    _check_count("converged", "max_iterations", max_iterations)
+    check.count("max_iterations", max_iterations, caller="converged")
     check.positive("tolerance", tolerance, caller="converged")
     check.require(
         max_iterations % _INNER == 0,
@@ -384,8 +384,3 @@ def _prepare(
     dtype = jnp.result_type(*given)
     cost, log_a, log_b = (x.astype(dtype) for x in given)
     return cost, log_a, log_b
-
-
-def _check_count(caller: str, name: str, value: int) -> None:
-    ok = isinstance(value, int) and value >= 1
-    check.require(ok, caller, f"{name} must be an integer >= 1", value, f"for example {name}=100")

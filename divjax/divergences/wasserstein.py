@@ -183,8 +183,7 @@ def sliced_wasserstein(
         True
     """
     caller = "sliced_wasserstein"
-    ok = isinstance(projections, int) and projections >= 1
-    check.require(ok, caller, "projections must be an integer >= 1", projections, "projections=64")
+    check.count("projections", projections, caller=caller)
     for name, points in (("x", x), ("y", y)):
         check.floating(name, points, caller=caller)
         check.require(points.ndim == 2, caller, f"{name} must be [N, D]", points, "reshape it")

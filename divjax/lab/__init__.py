@@ -4,6 +4,7 @@
     loop.py        Run: the one training loop         records.py  rows on disk, reading and repair
     verdict.py     the one rule                       verify.py   do stored results still follow?
     select.py      from rows to seeds and tables      data.py     data with its hash
+    pilot.py       seeds that choose, seeds that count
     folder.py      what lies in a run folder          shape.py    what its files look like
     plots.py       figures in one style               compare.py  two runs side by side
     sheet.py       what a report shows, written by report.py (Markdown), page.py (HTML) and
@@ -70,6 +71,9 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     superior(name, ours, theirs, *, margin, larger_is_better=True) -> Part
     not_worse(name, ours, theirs, *, margin, larger_is_better=True) -> Part
     stated(name, estimate, low, high, *, threshold, differences=None) -> Part    # a fit, a bound
+    control(name, ours, theirs, *, larger_is_better=True) -> Part   # beside the verdict, no part
+    piloted(config, settings, name) -> cells        # each setting on pilot, then on reported seeds
+    parted(config, records) -> (pilot, reported)    # is_pilot(config, seed) for one seed
     conclude(parts, *, preset) -> Verdict           # the runner calls it
     final(records, metric) -> records               # the last row of each cell and seed
     by_seed(records, metric, *, by) -> {group: {seed: value}}
@@ -91,11 +95,22 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
 from divjax.lab.data import Data, digits, load, minibatches, noisy_splits, stacked_splits
 from divjax.lab.experiment import Cell, Experiment, Provenance, Report
 from divjax.lab.loop import NonFinite, Run
+from divjax.lab.pilot import REPORTED, is_pilot, parted, piloted
 from divjax.lab.records import LabError, Record, Records
 from divjax.lab.select import by_seed, choose, final, frame, keep, summary
-from divjax.lab.verdict import Part, Verdict, conclude, not_worse, stated, superior, t_interval
+from divjax.lab.verdict import (
+    Part,
+    Verdict,
+    conclude,
+    control,
+    not_worse,
+    stated,
+    superior,
+    t_interval,
+)
 
 __all__ = [
+    "REPORTED",
     "Cell",
     "Data",
     "Experiment",
@@ -111,15 +126,19 @@ __all__ = [
     "by_seed",
     "choose",
     "conclude",
+    "control",
     "digits",
     "final",
     "frame",
+    "is_pilot",
     "keep",
     "load",
     "minibatches",
     "noisy_splits",
-    "stacked_splits",
     "not_worse",
+    "parted",
+    "piloted",
+    "stacked_splits",
     "stated",
     "summary",
     "superior",

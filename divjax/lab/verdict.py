@@ -148,6 +148,32 @@ def superior(
     return _paired(name, ours, theirs, margin, 1.0, larger_is_better)
 
 
+def control(
+    name: str,
+    ours: Mapping[int, float],
+    theirs: Mapping[int, float],
+    *,
+    larger_is_better: bool = True,
+) -> Part:
+    """How much better ours is than theirs, for a figure beside the verdict and no part of it.
+
+    Args:
+        name: what is compared, in words.
+        ours: seed -> metric.
+        theirs: seed -> metric, the same seeds.
+        larger_is_better: False for errors and losses.
+
+    Raises:
+        ValueError: as `superior`.
+
+    Example:
+        >>> control("new better by", {1: 0.4, 2: 0.5}, {1: 0.1, 2: 0.3}).status
+        'a control, outside the verdict'
+    """
+    part = superior(name, ours, theirs, margin=0.0, larger_is_better=larger_is_better)
+    return dataclasses.replace(part, status="a control, outside the verdict")
+
+
 def not_worse(
     name: str,
     ours: Mapping[int, float],

@@ -46,16 +46,7 @@ def split(module: nnx.Module) -> tuple[PyTree, Apply]:
         >>> params["layers"][0]["kernel"].shape
         (4, 3)
     """
-    graph, state, rest = nnx.split(module, nnx.Param, ...)
-    foreign = sorted(".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
-    check.require(
-        not foreign,
-        "split",
-        "the module must hold nnx.Param only",
-        foreign,
-        "for random streams call divjax.models.dropout with the key that is handed in; of batch "
-        "statistics make a carry with split_with_carry, or use GroupNorm, which has none",
-    )
+    graph, state = _apart("split", module, nnx.Param)
     params: PyTree = nnx.to_pure_dict(state)
 
     def apply(
@@ -99,15 +90,7 @@ def split_with_carry(module: nnx.Module) -> tuple[PyTree, Apply, PyTree]:
         >>> logits.shape
         (2, 3)
     """
-    graph, state, statistics, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
-    foreign = sorted(".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
-    check.require(
-        not foreign,
-        "split_with_carry",
-        "the module must hold nnx.Param and nnx.BatchStat only",
-        foreign,
-        "for random streams call divjax.models.dropout with the key that is handed in",
-    )
+    graph, state, statistics = _apart("split_with_carry", module, nnx.Param, nnx.BatchStat)
 
     def apply(
         params: PyTree,
@@ -123,3 +106,18 @@ def split_with_carry(module: nnx.Module) -> tuple[PyTree, Apply, PyTree]:
         return outputs, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat)) if train else carry
 
     return nnx.to_pure_dict(state), apply, nnx.to_pure_dict(statistics)
+
+
+def _apart(caller: str, module: nnx.Module, *kinds: type[nnx.Variable[Any]]) -> Any:
+    """(graph, the state of each kind) of a module that holds nothing else."""
+    graph, *states, rest = nnx.split(module, *kinds, ...)
+    foreign = sorted(".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
+    check.require(
+        not foreign,
+        caller,
+        f"the module must hold {' and '.join(f'nnx.{kind.__name__}' for kind in kinds)} only",
+        foreign,
+        "for random streams call divjax.models.dropout with the key that is handed in; of batch "
+        "statistics make a carry with split_with_carry, or use GroupNorm, which has none",
+    )
+    return graph, *states

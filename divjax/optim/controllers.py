@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from divjax.core import Array, PyTree
-from divjax.core.check import positive, require
+from divjax.core.check import count, positive, require
 
 
 @runtime_checkable
@@ -204,7 +204,7 @@ def multiplicative_weights(size: int, *, rate: float, read: Callable[..., Array]
         >>> [round(float(w), 4) for w in weights(state)]
         [0.5, 1.5]
     """
-    _check_count("size", size, caller="multiplicative_weights")
+    count("size", size, caller="multiplicative_weights")
     positive("rate", rate, caller="multiplicative_weights")
 
     def move(log_weights: Array, **signals: Any) -> Array:
@@ -215,11 +215,6 @@ def multiplicative_weights(size: int, *, rate: float, read: Callable[..., Array]
         lambda log_weights: size * jax.nn.softmax(log_weights),
         move,
     )
-
-
-def _check_count(name: str, value: int, *, caller: str) -> None:
-    ok = isinstance(value, int) and value >= 1
-    require(ok, caller, f"{name} must be an integer >= 1", value, f"for example {name}=4")
 
 
 class Window(NamedTuple):
@@ -262,8 +257,8 @@ def windowed(
         >>> float(newest(newest.update(newest.init(), x=jnp.float32(7.0)))[0])
         7.0
     """
-    _check_count("size", size, caller="windowed")
-    _check_count("length", length, caller="windowed")
+    count("size", size, caller="windowed")
+    count("length", length, caller="windowed")
 
     def move(window: Window, **signals: Any) -> Window:
         x, present = read(**signals)

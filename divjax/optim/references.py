@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from divjax.core import Array, PyTree
-from divjax.core.check import fraction, require
+from divjax.core.check import count, fraction, require
 
 
 class Reference(NamedTuple):
@@ -107,8 +107,7 @@ def periodic(every: int) -> Reference:
         >>> [float(ref := target.update(ref, jnp.float32(s), s)) for s in (1, 2, 3, 4)]
         [0.0, 2.0, 2.0, 4.0]
     """
-    ok = isinstance(every, int) and every >= 1
-    require(ok, "periodic", "every must be an integer >= 1", every, "for example every=100")
+    count("every", every, caller="periodic")
     return swap_when(lambda step, **_: step % every == 0)
 
 

@@ -26,6 +26,7 @@ from divjax.core import (
     sum_over_devices,
     vary,
 )
+from divjax.core.check import count as check_count
 from divjax.core.check import positive, require
 
 
@@ -71,13 +72,7 @@ def loss_and_grad(
         >>> float(grad), float(loss.terms["fit"][1].weight)
         (-4.0, 3.0)
     """
-    require(
-        isinstance(accumulate, int) and accumulate >= 1,
-        "loss_and_grad",
-        "accumulate must be an integer >= 1",
-        accumulate,
-        "pass the number of microbatches, for example accumulate=4",
-    )
+    check_count("accumulate", accumulate, caller="loss_and_grad")
 
     def grad_fn(params: PyTree, batch: Batch, ctx: Context) -> tuple[PyTree, Loss]:
         trained, rest = split_params(params, train)

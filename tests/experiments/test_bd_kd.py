@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from divjax.lab import REPORTED
+
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("bd_kd", ROOT / "experiments" / "bd_kd.py")
 bd_kd = importlib.util.module_from_spec(spec)
@@ -62,7 +64,7 @@ def test_every_arm_has_an_equal_grid_and_every_preset_the_same_arms():
     for preset in ("smoke", "demo"):  # never look at a reported seed
         few = bd_kd.cells(bd_kd.EXPERIMENT.preset(preset))
         assert [c.settings["arm"] for c in few] == list(bd_kd.ARMS)
-        assert max(s for c in few for s in c.seeds) < bd_kd.REPORTED
+        assert max(s for c in few for s in c.seeds) < REPORTED
 
 
 def test_settings_are_chosen_by_the_pilot_whatever_the_reported_seeds_say():
