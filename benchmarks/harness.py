@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.cores import SHARED, handover_ns
+
 MISSING = "missing"
 _VARIABLES = ("OPENBLAS_", "OMP_", "MKL_", "XLA_FLAGS", "GLIBC_TUNABLES")  # they change times
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -59,6 +61,7 @@ class Row:
     note: str = ""  # what makes the figures doubtful
     rounds: int = 0
     load: Sequence[float] = field(default_factory=os.getloadavg)  # when the row was finished
+    handover_ns: float | None = None  # from core to core and back, see benchmarks.cores
 
 
 class Times(NamedTuple):
@@ -68,6 +71,7 @@ class Times(NamedTuple):
     least: dict[str, float]
     cpu: dict[str, float]  # medians
     rounds: int
+    handover_ns: float | None = None  # median; taken where there is a rest before each timing
 
 
 def timed(
@@ -94,6 +98,7 @@ def timed(
         cpu_ms=_renamed(times.cpu, ours),
         limit_ms=times.wall.get("limit"),
         rounds=times.rounds,
+        handover_ns=times.handover_ns,
     )
 
 
@@ -134,7 +139,10 @@ def interleaved(
     processor: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
+    handovers: list[float] = []
     for _ in range(rounds):
+        if settle and (one := handover_ns()) is not None:
+            handovers.append(one)
         for name, call in calls.items():
             time.sleep(settle)
             begin, begin_cpu = time.perf_counter(), time.process_time()
@@ -149,15 +157,26 @@ def interleaved(
         {name: min(times) for name, times in wall.items()},
         {name: median(times) for name, times in processor.items()},
         rounds,
+        median(handovers) if handovers else None,
     )
 
 
-def starved(row: Row) -> str:
-    """A note where code that fills all cores did not get them: ratios then mean another machine.
+def doubts(row: Row) -> str:
+    """A note where code that fills all cores did not get them, or got cores far apart.
 
     Peers gain differently from a second core, so a ratio taken on a busy machine may pass or fail
     where it would not on a quiet one.
     """
+    return "; ".join(filter(None, (_starved(row), _apart(row))))
+
+
+def _apart(row: Row) -> str:
+    if row.handover_ns is None or row.handover_ns < SHARED:
+        return ""
+    return f"the cores share no cache: {row.handover_ns:.0f} ns from one to the other and back"
+
+
+def _starved(row: Row) -> str:
     peers = {name: ms for name, ms in row.peers.items() if not isinstance(ms, str)}
     got = max((row.cpu_ms[name] / ms for name, ms in peers.items()), default=0.0)
     cores = os.cpu_count() or 1
@@ -203,7 +222,8 @@ def show(rows: Sequence[Row]) -> str:
 def _lines(r: Row) -> list[str]:
     load = ", ".join(f"{x:.1f}" for x in r.load)
     least = "" if r.limit_ms is None else f"; this machine's limit about {r.limit_ms:.3g} ms"
-    lines = [f"{r.row}: {r.variant} ({r.rounds} rounds, load {load}{least})"]
+    trip = "" if r.handover_ns is None else f"; core to core and back {r.handover_ns:.0f} ns"
+    lines = [f"{r.row}: {r.variant} ({r.rounds} rounds, load {load}{least}{trip})"]
     if r.ours_ms is not None:
         heads = ("median ms", "min ms", "cpu ms", "cores", "ours/peer", "temp MiB")
         lines.append(" " * 26 + "".join(f"{head:>11}" for head in heads))

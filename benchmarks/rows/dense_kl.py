@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from optax.losses import kl_divergence, kl_divergence_with_log_targets
 
-from benchmarks.harness import MISSING, Limit, Row, Times, interleaved, starved, temporaries, timed
+from benchmarks.harness import MISSING, Limit, Row, Times, doubts, interleaved, temporaries, timed
 from divjax.divergences import f_divergence_from_logits, generators
 
 Pair = tuple[Any, Any]  # student, teacher
@@ -128,7 +128,7 @@ def speed(small: bool) -> Row:
     calls["limit"] = partial(_limit(z), *z)
     times = interleaved(calls, rounds=2 if small else 11, settle=0.0 if small else 0.2)
     row = timed("dense_kl", f"forward KL, {list(shape)}", times, absent=absent)
-    row.note = starved(row)
+    row.note = doubts(row)
     row.temp_bytes = {name: temporaries(f) for name, f in compiled.items()}
     of_optax = max(row.ratios["optax"], row.ratios["optax log targets"])
     graphs = [row.ratios[n] for n in TORCH if "compile" in n and n in row.ratios]
@@ -197,10 +197,10 @@ def records(small: bool) -> list[Row]:
 
 
 def _against_kl(name: str, times: Times, compiled: Mapping[str, Any]) -> Row:
-    pair = Times(*({n: x[n] for n in (name, "kl")} for x in times[:3]), times.rounds)
+    pair = Times(*({n: x[n] for n in (name, "kl")} for x in times[:3]), *times[3:])
     row = timed("dense_kl", f"record {name}", pair, ours=name)
     row.temp_bytes = {"ours": temporaries(compiled[name]), "kl": temporaries(compiled["kl"])}
-    row.note = starved(row)
+    row.note = doubts(row)
     ratio = row.ratios["kl"]
     row.limits = [Limit("time / KL", ratio, 2.5), Limit("time / KL", ratio, 1.5, must=False)]
     return row

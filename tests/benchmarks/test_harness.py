@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import harness  # noqa: E402
+from benchmarks import cores, harness  # noqa: E402
 from benchmarks.rows import dense_kl  # noqa: E402
 
 
@@ -44,8 +44,10 @@ def test_interleaved_takes_turns_and_waits_for_each():
 def test_interleaved_rests_before_each_timing(monkeypatch):
     seen = []
     monkeypatch.setattr(harness.time, "sleep", seen.append)
+    monkeypatch.setattr(harness, "handover_ns", iter([100.0, 300.0]).__next__)
     calls = {name: lambda name=name: seen.append(name) for name in "ab"}
-    harness.interleaved(calls, rounds=2, settle=0.5)
+    times = harness.interleaved(calls, rounds=2, settle=0.5)
+    assert times.handover_ns == 200.0
     assert seen == ["a", "b"] + [0.5, "a", 0.5, "b"] * 2
 
 
@@ -79,8 +81,23 @@ def test_ratios_are_ours_over_the_peer_and_the_limit_is_no_peer():
 def test_a_run_that_did_not_get_the_cores_says_so(cpu, noted, monkeypatch):
     monkeypatch.setattr(harness.os, "cpu_count", lambda: 2)
     row = harness.Row("row", "v", 2.0, peers={"b": 4.0, "c": "missing"}, cpu_ms={"b": cpu})
-    row.note = harness.starved(row)
+    row.note = harness.doubts(row)
     assert ("1.0 of 2 cores" in row.note) == noted == ("note: " in harness.show([row]))
+
+
+@pytest.mark.parametrize(("trip", "noted"), [(None, False), (170.0, False), (400.0, True)])
+def test_a_run_on_cores_far_apart_says_so(trip, noted):
+    row = harness.Row("row", "v", 2.0, peers={"b": 4.0}, cpu_ms={"b": 1e3}, handover_ns=trip)
+    row.note = harness.doubts(row)
+    assert ("share no cache: 400 ns" in row.note) == noted
+    assert (f"back {trip:.0f} ns" in harness.show([row])) if trip else not row.note
+
+
+def test_the_way_between_two_cores(monkeypatch):
+    trip = cores.handover_ns()
+    assert trip is None or 20 < trip < 1e7  # no light passes faster, no scheduler is slower
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 1)
+    assert cores.handover_ns() is None
 
 
 @pytest.mark.parametrize(("value", "status"), [(1.0, "pass"), (1.1, "fail"), (None, "open")])
