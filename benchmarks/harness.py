@@ -133,18 +133,20 @@ def interleaved(
         rounds: how often each is timed, after one untimed call.
         repeat: calls per timing, for what takes microseconds.
         settle: seconds of rest before each timing. A call with large temporaries is ready before
-            they are unmapped; without a rest the next one in turn pays for that.
+            they are unmapped; without a rest the next one in turn pays for that. With a rest, each
+            timing also waits for cores that share a cache, two minutes in all.
     """
     wall: dict[str, list[float]] = {name: [] for name in calls}
     processor: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     handovers: list[float] = []
+    patience = time.perf_counter() + 120.0
     for _ in range(rounds):
-        if settle and (one := handover_ns()) is not None:
-            handovers.append(one)
         for name, call in calls.items():
             time.sleep(settle)
+            if settle:
+                handovers += _together(patience)
             begin, begin_cpu = time.perf_counter(), time.process_time()
             for _ in range(repeat):
                 result = call()
@@ -159,6 +161,15 @@ def interleaved(
         rounds,
         median(handovers) if handovers else None,
     )
+
+
+def _together(until: float) -> list[float]:
+    """The way between two cores, waited for to be short until then; [] where there is one core."""
+    trip = handover_ns()
+    while trip is not None and trip > SHARED and time.perf_counter() < until:
+        time.sleep(0.2)
+        trip = handover_ns()
+    return [] if trip is None else [trip]
 
 
 def doubts(row: Row) -> str:

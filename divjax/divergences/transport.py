@@ -151,30 +151,47 @@ def converged(*, tolerance: float = 1e-4, max_iterations: int = 2000) -> Solver:
     return solve
 
 
-_INNER = 10  # iterations of ott between two looks at the error
+_INNER = 10  # iterations between two looks at the error
 
 
 def _ott(
     log_kernel: Array, log_a: Array, log_b: Array, *, tolerance: float, max_iterations: int
 ) -> tuple[Array, Array, Array]:
-    """(u, v, iterations) of laws of mass 1; ott matches columns first, so it gets the transpose."""
+    """(u, v, iterations) of laws of mass 1; ott matches columns first, so it gets the transpose.
+
+    The loop is ours and what it repeats is ott's: its own loop does not trace under shard_map,
+    where a constant and what depends on the device have different types.
+    """
     from ott.geometry.geometry import Geometry
     from ott.problems.linear.linear_problem import LinearProblem
-    from ott.solvers.linear.sinkhorn import Sinkhorn
+    from ott.solvers.linear.sinkhorn import Sinkhorn, SinkhornState
 
     mass = jax.nn.logsumexp(log_a), jax.nn.logsumexp(log_b)
     geometry = Geometry(cost_matrix=-log_kernel.T, epsilon=1.0)
     problem = LinearProblem(geometry, a=jnp.exp(log_b - mass[1]), b=jnp.exp(log_a - mass[0]))
-    solver = Sinkhorn(
-        threshold=tolerance,
-        min_iterations=0,
-        max_iterations=max_iterations,
-        inner_iterations=_INNER,
-    )
-    out = solver(problem)
-    u = jnp.where(log_a > -inf, out.g, -inf) + mass[0]
-    v = jnp.where(log_b > -inf, out.f, -inf) + (mass[1] - mass[0])
-    return u, v, jnp.asarray(out.n_iters, jnp.int32)
+    ott = Sinkhorn()
+
+    def iterate(carry: tuple[SinkhornState, Array, Array]) -> tuple[SinkhornState, Array, Array]:
+        state, _, done = carry
+        state, _ = jax.lax.scan(
+            lambda state, _: (ott.lse_step(problem, state, 0), None), state, None, length=_INNER
+        )
+        error = state.solution_error(
+            problem, (1,), lse_mode=True, parallel_dual_updates=False, recenter=False
+        )
+        return state, error[0], done + _INNER
+
+    def unfinished(carry: tuple[SinkhornState, Array, Array]) -> Array:
+        _, error, done = carry
+        return (done < max_iterations) & ((error > tolerance) | (done == 0))
+
+    start = tuple(jnp.where(x > -inf, 0.0, -inf).astype(x.dtype) for x in (log_b, log_a))
+    first = SinkhornState(start), jnp.zeros((), log_a.dtype), jnp.int32(0)
+    first = jax.tree.map(lambda x: vary_like(x, log_kernel, log_a, log_b), first)
+    state, _, iterations = jax.lax.while_loop(unfinished, iterate, first)
+    u = jnp.where(log_a > -inf, state.gv, -inf) + mass[0]
+    v = jnp.where(log_b > -inf, state.fu, -inf) + (mass[1] - mass[0])
+    return u, v, iterations
 
 
 @jax.custom_jvp

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from divjax.core import Array, Estimate, check
 
@@ -27,7 +28,8 @@ def squared_euclidean(x: Array, y: Array) -> Array:
         >>> squared_euclidean(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
         [[25.0, 1.0]]
     """
-    return jnp.sum(_differences("squared_euclidean", x, y) ** 2, axis=-1)
+    x, y = _pairs("squared_euclidean", x, y)
+    return jnp.sum((x - y) ** 2, axis=-1)
 
 
 def manhattan(x: Array, y: Array) -> Array:
@@ -38,7 +40,7 @@ def manhattan(x: Array, y: Array) -> Array:
         y: [M, D].
 
     Returns:
-        [N, M]; the derivative where two entries are equal is 0.
+        [N, M]; the derivative where two entries are equal, but for rounding, is 0.
 
     References:
         Peyre and Cuturi, arXiv 1803.00567.
@@ -49,11 +51,30 @@ def manhattan(x: Array, y: Array) -> Array:
         >>> manhattan(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
         [[7.0, 1.0]]
     """
-    difference = _differences("manhattan", x, y)
-    return jnp.sum(difference * jax.lax.stop_gradient(jnp.sign(difference)), axis=-1)
+    return jnp.sum(_apart(*_pairs("manhattan", x, y)), axis=-1)
 
 
-def _differences(caller: str, x: Array, y: Array) -> Array:
+@jax.custom_jvp
+def _apart(x: Array, y: Array) -> Array:
+    """|x - y|, whose derivative is 0 where x = y but for rounding.
+
+    Under jit the difference of a computed number and itself need not be 0: XLA may form it twice,
+    once rounded and once inside a multiply-add, and not alike where it is used. The derivatives by
+    x and by y then take two signs of one rounding error, and do not cancel.
+    """
+    return jnp.abs(x - y)
+
+
+@_apart.defjvp
+def _apart_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, y = primals
+    rounding = 16.0 * float(np.finfo(x.dtype).eps) * jnp.maximum(jnp.abs(x), jnp.abs(y))
+    sign = jax.lax.stop_gradient(jnp.where(jnp.abs(x - y) > rounding, jnp.sign(x - y), 0.0))
+    return _apart(x, y), sign * (tangents[0] - tangents[1])
+
+
+def _pairs(caller: str, x: Array, y: Array) -> tuple[Array, Array]:
+    """[N, 1, D] and [M, D], in float32 at least."""
     for name, points in (("x", x), ("y", y)):
         check.floating(name, points, caller=caller)
         check.require(points.ndim == 2, caller, f"{name} must be [N, D]", points,
@@ -61,7 +82,7 @@ def _differences(caller: str, x: Array, y: Array) -> Array:
     check.require(x.shape[1] == y.shape[1], caller, f"y must be [M, {x.shape[1]}] as x", y,
                   "project one of them first")  # fmt: skip
     dtype = jnp.result_type(x.dtype, y.dtype, jnp.float32)
-    return x.astype(dtype)[:, None] - y.astype(dtype)
+    return x.astype(dtype)[:, None], y.astype(dtype)
 
 
 def wasserstein_1d(

@@ -44,11 +44,12 @@ def test_interleaved_takes_turns_and_waits_for_each():
 def test_interleaved_rests_before_each_timing(monkeypatch):
     seen = []
     monkeypatch.setattr(harness.time, "sleep", seen.append)
-    monkeypatch.setattr(harness, "handover_ns", iter([100.0, 300.0]).__next__)
+    trips = [100.0, 400.0, 120.0, 140.0, 130.0]  # the second call waits for a better moment
+    monkeypatch.setattr(harness, "handover_ns", iter(trips).__next__)
     calls = {name: lambda name=name: seen.append(name) for name in "ab"}
     times = harness.interleaved(calls, rounds=2, settle=0.5)
-    assert times.handover_ns == 200.0
-    assert seen == ["a", "b"] + [0.5, "a", 0.5, "b"] * 2
+    assert times.handover_ns == 125.0
+    assert seen == ["a", "b", 0.5, "a", 0.5, 0.2, "b", 0.5, "a", 0.5, "b"]
 
 
 def test_variables_that_change_times_are_stored(monkeypatch):

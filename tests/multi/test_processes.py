@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from divjax.core import Loss, masked_mean
+from divjax.losses import sinkd
 from divjax.train import checkpoint, data_mesh, make_step, parallel
 
 PROGRAM = """
@@ -26,6 +27,7 @@ parallel.start(f"127.0.0.1:{port}", processes, index)  # again, as in a notebook
 
 import jax, jax.numpy as jnp, numpy as np, optax
 from divjax.core import Loss, masked_mean, row_keys
+from divjax.losses import sinkd
 from divjax.train import checkpoint, make_step
 from divjax.train.parallel import compile, data_mesh, fsdp, replicate, shard, shard_rows
 
@@ -83,6 +85,17 @@ if source != "-":  # what another number of processes wrote
     out["next"] = shown(found, info)
 state, info = update(state, mine)
 out["fsdp next"] = shown(state, info)
+
+def coupled(w, batch, ctx):  # one transport plan between the rows of all processes
+    z = batch["x"] * w
+    mean, _ = sinkd(z[:, :6], z[:, 6:], mask=batch["mask"], axis_name=ctx.axis_name)
+    return Loss({"plan": (8.0, mean)})
+
+step = make_step(coupled, optax.trace(0.9))
+out["plan"] = {}
+for mode in ["jit", "shard_map"]:
+    state, info = compile(step, mode=mode, mesh=mesh)(initial(), mine)
+    out["plan"][mode] = [*np.asarray(state.opt_state.trace).tolist(), float(info.value)]
 print(json.dumps(out))
 """
 
@@ -133,10 +146,25 @@ def together(folders, alone):
 def test_two_processes_take_the_step_of_one(alone, together):
     first, second = together
     assert first == second
-    for name in alone:
+    for name in alone.keys() - {"plan"}:
         np.testing.assert_allclose(first[name], alone[name], rtol=1e-6)
         np.testing.assert_allclose(alone[name], alone["jit" if "next" not in name else name],
                                    rtol=1e-6)  # fmt: skip
+
+
+def test_two_processes_make_one_transport_plan(together):
+    """Value and gradient of a loss that couples all rows, against one device in this process."""
+    rng = np.random.default_rng(0)
+    x, mask = jnp.asarray(rng.normal(size=(8, 12)), jnp.float32), jnp.arange(8) > 2
+
+    def loss(w):
+        mean, _ = sinkd((x * w)[:, :6], (x * w)[:, 6:], mask=mask)
+        return 8.0 * mean.value
+
+    value, slope = jax.value_and_grad(loss)(jnp.ones(12))
+    for found in together[0]["plan"].values():
+        np.testing.assert_allclose(found[-1], value, rtol=1e-6)
+        assert np.linalg.norm(slope - np.array(found[:-1])) < 1e-6 * np.linalg.norm(slope)
 
 
 def test_two_processes_go_on_from_the_checkpoint_of_one(alone, together):

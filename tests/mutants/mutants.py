@@ -929,6 +929,20 @@ LAB = [
 
 TRANSPORT = [
     Mutant(
+        "the sign of a rounding error is a derivative",
+        "divergences/wasserstein.py",
+        "jnp.where(jnp.abs(x - y) > rounding, jnp.sign(x - y), 0.0)",
+        "jnp.sign(x - y)",
+        "divergences/test_wasserstein.py -k cloud_against_itself",
+    ),
+    Mutant(
+        "the loop of transport starts without the type of a device",
+        "divergences/transport.py",
+        "first = jax.tree.map(lambda x: vary_like(x, log_kernel, log_a, log_b), first)",
+        "pass",
+        "multi/test_one_plan.py -k converged-2-shard_map-float32",
+    ),
+    Mutant(
         "the columns are not matched",
         "divergences/transport.py",
         "return (u, log_b - jax.nn.logsumexp(log_kernel + u[:, None], axis=0)), None",
