@@ -17,12 +17,13 @@ class Row(NamedTuple):
 
 
 SETUP = """
-import jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np, optax
 from divjax import adapters
 from divjax.core import masked_mean
 from divjax.divergences import *
 from divjax.divergences import generators
 from divjax.divergences.transport import converged
+from divjax.losses import temperature_kd
 rng = np.random.default_rng(0)
 z_p, z_q = jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32)
 log_p, log_q = jax.nn.log_softmax(z_p), jax.nn.log_softmax(z_q)
@@ -35,7 +36,7 @@ C = np.abs(x[:, None] - y) ** 2
 """
 
 SETUPS = {
-    "optax": "import optax",
+    "optax": "",
     "distrax": "import distrax",
     "torch": (
         "import torch, torch.nn.functional as F, torch.distributions as D\n"
@@ -47,6 +48,19 @@ SETUPS = {
         "from ott.solvers.linear.sinkhorn import Sinkhorn"
     ),
     "ot": "import ot",
+    "trl": (
+        "import os; os.environ['TRL_EXPERIMENTAL_SILENCE'] = '1'\n"
+        "import torch; from trl.experimental.gkd import GKDTrainer\n"
+        "gjsd = GKDTrainer.generalized_jsd_loss\n"
+        "t = lambda x: torch.tensor(np.asarray(x))"
+    ),
+    "torchdistill": (
+        "import torch; from torchdistill.losses.mid_level import KDLoss\n"
+        "names = dict(student_module_path='m', student_module_io='out', "
+        "teacher_module_path='m', teacher_module_io='out')\n"
+        "t = lambda x: {'m': {'out': torch.tensor(np.asarray(x))}}\n"
+        "labels = jnp.arange(5); targets = torch.arange(5)"
+    ),
 }
 
 ROWS = [
@@ -86,6 +100,38 @@ ROWS = [
         "D.kl_divergence(D.Normal(t(m), t(s)), D.Normal(t(n), t(r))).sum(-1)",
         "gaussian.kl(gaussian.DiagonalGaussian(m, s**2), gaussian.DiagonalGaussian(n, r**2))",
         "scales there, variances here",
+    ),
+    Row(
+        "trl",
+        "gjsd(t(z_q), t(z_p), beta=0.3, temperature=2.0, reduction='sum')",
+        "f_divergence_from_logits(z_p / 2, z_q / 2, generators.js(0.3)).sum()",
+        "`gjsd = GKDTrainer.generalized_jsd_loss`, the student in front; its 'batchmean' divides "
+        "by the first axis, or by the tokens where there are labels",
+    ),
+    Row(
+        "trl",
+        "gjsd(t(z_q), t(z_p), beta=0, reduction='sum')",
+        "f_divergence_from_logits(z_p, z_q, generators.kl).sum()",
+        "at 0 and 1 TRL switches to the two KLs; they are no limits of JS, but of "
+        "`js(b, normalise=True)`",
+    ),
+    Row(
+        "trl",
+        "gjsd(t(z_q), t(z_p), beta=1, reduction='sum')",
+        "f_divergence_from_logits(z_p, z_q, generators.reverse(generators.kl)).sum()",
+    ),
+    Row(
+        "torchdistill",
+        "KDLoss(**names, temperature=4.0, alpha=0.1)(t(z_q), t(z_p), targets)",
+        "0.1 * optax.softmax_cross_entropy_with_integer_labels(z_q, labels).mean() "
+        "+ 0.9 * temperature_kd(z_q, z_p, temperature=4.0).value",
+        "without targets, or with alpha=0 (None, its default, raises), KDLoss leaves "
+        "temperature^2 out: `temperature_kd(..., power=0)`",
+    ),
+    Row(
+        "torchdistill",
+        "KDLoss(**names, temperature=4.0, alpha=0.0)(t(z_q), t(z_p))",
+        "temperature_kd(z_q, z_p, temperature=4.0, power=0).value",
     ),
     Row(
         "distrax",
