@@ -46,7 +46,7 @@ NUMERIC = {"jax", "numpy"}
 LIBRARIES = {
     "core": NUMERIC,
     "divergences": NUMERIC,
-    "divergences.transport": NUMERIC | {"ott"},
+    "divergences._sinkhorn": NUMERIC | {"ott"},
     "estimators": NUMERIC,
     "losses": NUMERIC,
     "measure": NUMERIC,

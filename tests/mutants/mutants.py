@@ -937,7 +937,7 @@ TRANSPORT = [
     ),
     Mutant(
         "the loop of transport starts without the type of a device",
-        "divergences/transport.py",
+        "divergences/_sinkhorn.py",
         "first = jax.tree.map(lambda x: vary_like(x, log_kernel, log_a, log_b), first)",
         "pass",
         "multi/test_one_plan.py -k converged-2-shard_map-float32",
@@ -951,14 +951,14 @@ TRANSPORT = [
     ),
     Mutant(
         "the plan of ott is not transposed",
-        "divergences/transport.py",
+        "divergences/_sinkhorn.py",
         "cost_matrix=-log_kernel.T",
         "cost_matrix=-log_kernel",
         "divergences/test_transport.py -k pot",
     ),
     Mutant(
         "implicit derivative without the columns",
-        "divergences/transport.py",
+        "divergences/_sinkhorn.py",
         "right = (to_rows - plan @ (weight * to_columns)) / root",
         "right = to_rows / root",
         "divergences/test_transport.py -k finite_differences",
