@@ -1,0 +1,149 @@
+"""Sphinx configuration: `make docs` builds the site from the .md files here and the docstrings."""
+
+import importlib.metadata
+import inspect
+import shutil
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.addnodes import desc
+from sphinx.errors import ExtensionError
+from sphinx.util.logging import getLogger
+from sphinx.util.nodes import make_refnode
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import docstrings
+import site_pages
+import symbols
+
+DOCS = Path(__file__).parent
+project = "divjax"
+author = "The divjax developers"
+copyright = author
+version = release = importlib.metadata.version("divjax")
+language = "en"
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+templates_path: list[str] = []
+nitpicky = False  # types of jax and optax have no page here
+
+myst_enable_extensions = ["colon_fence", "attrs_inline"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 72
+toc_object_entries_show_parents = "hide"
+add_module_names = False
+viewcode_line_numbers = False
+modindex_common_prefix = ["divjax."]
+html_domain_indices = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_title = "divjax"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+pygments_style = "tango"
+pygments_dark_style = "github-dark"
+html_theme_options = {
+    "light_css_variables": {
+        "color-brand-primary": "#0b6e69",
+        "color-brand-content": "#0b6e69",
+        "color-brand-visited": "#0b6e69",
+        "color-api-name": "#0b6e69",
+        "color-api-pre-name": "#5c6b73",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#5fd3c6",
+        "color-brand-content": "#5fd3c6",
+        "color-brand-visited": "#5fd3c6",
+        "color-api-name": "#5fd3c6",
+        "color-api-pre-name": "#9aa7ae",
+    },
+}
+
+
+def write_pages(app):
+    """Pages of files that lie elsewhere are written anew for each build."""
+    for folder in site_pages.FOLDERS:
+        shutil.rmtree(DOCS / folder, ignore_errors=True)
+    site_pages.write(DOCS)
+
+
+def fill_markers(app, page, source):
+    """`<!-- symbols: MODULE -->` becomes the documentation of what is defined there."""
+    if Path(app.env.doc2path(page)).suffix == ".md":
+        text = site_pages.with_symbols(page, source[0])
+        source[0] = site_pages.with_notebooks(site_pages.with_site_links(page, text))
+
+
+def plain_docstring(app, what, name, thing, options, lines):
+    """Docstrings are plain text with Google sections."""
+    room = ".".join(name.split(".")[1:-1])
+    lines[:] = docstrings.to_rst(lines, room)
+
+
+def own_signature(app, what, name, thing, options, signature, returns):
+    """Of a flax module, whose metaclass hides it."""
+    if what == "class" and signature and "*args" in signature:
+        plain = inspect.signature(thing.__init__)
+        values = list(plain.parameters.values())[1:]
+        bare = plain.replace(parameters=values, return_annotation=inspect.Signature.empty)
+        return inspect.Signature.__str__(bare), None
+    return None
+
+
+def link_code(app, doctree, page):
+    """Code in running text that is a public name becomes a link to it."""
+    objects = app.env.domains["py"].objects
+    for node in list(doctree.findall(nodes.literal)):
+        linked = node.parent  # docstrings have their links already
+        while linked is not None and not isinstance(linked, nodes.reference | nodes.title | desc):
+            linked = linked.parent
+        target = None if linked is not None else symbols.mentioned(node.astext())
+        entry = objects.get(f"divjax.{target}") if target else None
+        if entry is None:
+            continue
+        inner = node.deepcopy()
+        ref = make_refnode(
+            app.builder, page, entry.docname, entry.node_id, inner, f"divjax.{target}"
+        )
+        node.replace_self(ref)
+
+
+def check_notebooks(app, error):
+    """Every notebook was executed, and without an error."""
+    if error is not None:
+        return
+    log = getLogger(__name__)
+    for page in site_pages.notebooks():
+        data = app.env.nb_metadata[page].get("exec_data") or {}
+        if not data.get("succeeded"):
+            raise ExtensionError(f"{page} was not executed")
+        log.info("executed %s in %.1f s", page, data["runtime"])
+
+
+def setup(app):
+    """Connects the functions above."""
+    app.connect("builder-inited", write_pages)
+    app.connect("source-read", fill_markers)
+    app.connect("autodoc-process-docstring", plain_docstring)
+    app.connect("autodoc-process-signature", own_signature)
+    app.connect("doctree-resolved", link_code)
+    app.connect("build-finished", check_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
