@@ -24,6 +24,7 @@ author = "The divjax developers"
 copyright = author
 version = release = importlib.metadata.version("divjax")
 language = "en"
+smartquotes = False  # f'(1) is a derivative
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
@@ -99,13 +100,12 @@ def plain_docstring(app, what, name, thing, options, lines):
 
 
 def own_signature(app, what, name, thing, options, signature, returns):
-    """Of a flax module, whose metaclass hides it."""
+    """Of flax modules, whose metaclass hides it; and empty mappings written as such."""
     if what == "class" and signature and "*args" in signature:
         plain = inspect.signature(thing.__init__)
         values = list(plain.parameters.values())[1:]
-        bare = plain.replace(parameters=values, return_annotation=inspect.Signature.empty)
-        return inspect.Signature.__str__(bare), None
-    return None
+        return str(plain.replace(parameters=values, return_annotation=plain.empty)), None
+    return signature and signature.replace(" = _NONE", " = {}"), returns
 
 
 def link_code(app, doctree, page):
@@ -124,6 +124,13 @@ def link_code(app, doctree, page):
             app.builder, page, entry.docname, entry.node_id, inner, f"divjax.{target}"
         )
         node.replace_self(ref)
+
+
+def size_cells(app, doctree, page):
+    """Cells are marked by their length, so that on a phone a table scrolls and stays legible."""
+    for entry in doctree.findall(nodes.entry):
+        length = len(entry.astext())
+        entry["classes"].append("short" if length < 25 else "medium" if length < 60 else "long")
 
 
 def check_notebooks(app, error):
@@ -145,5 +152,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("autodoc-process-signature", own_signature)
     app.connect("doctree-resolved", link_code)
+    app.connect("doctree-resolved", size_cells)
     app.connect("build-finished", check_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -32,9 +32,10 @@ def _code(text: str) -> str:
 def _linked(text: str, room: str) -> str:
     """What stands in backticks: a link to a public name, in the same room first, or code."""
     plain = " ".join(text.split())
-    name = re.sub(r"\(.*\)$", "", plain, flags=re.S)
+    name = re.sub(r"\(.*\)$", "", plain)
+    near = (f"{place}.{name}" for place in (room, room.partition(".")[0]))
     known = symbols.index()
-    target = known.get(f"{room}.{name}") or known.get(name)
+    target = next((known[n] for n in near if n in known), None) or symbols.mentioned(plain)
     return f":py:obj:`{_escape(plain)} <divjax.{target}>`" if target else _code(plain)
 
 

@@ -85,11 +85,13 @@ def notebooks() -> list[str]:
 
 
 def with_notebooks(text: str) -> str:
-    """The landing page with its list of notebooks, if there are any."""
-    listed = "\n".join(notebooks())
-    toctree = f"```{{toctree}}\n:maxdepth: 1\n:caption: Notebooks\n\n{listed}\n```"
-    toctree = f"## Notebooks\n\nExecuted by the build.\n\n{toctree}"
-    return text.replace("<!-- notebooks -->", toctree if listed else "")
+    """The landing page with a card for each notebook, and their list for the navigation."""
+    pages = notebooks()
+    cards = "\n".join(f"- [](/{p}.ipynb)\n\n  A notebook, executed by the build." for p in pages)
+    listed = "\n".join(pages)
+    toctree = f"```{{toctree}}\n:hidden:\n:caption: Notebooks\n\n{listed}\n```"
+    text = text.replace("<!-- notebook cards -->\n", f"{cards}\n" if pages else "")
+    return text.replace("<!-- notebooks -->", toctree if pages else "")
 
 
 def write(docs: Path) -> None:
