@@ -1,7 +1,9 @@
 """Sphinx configuration: `make docs` builds the site from the .md files here and the docstrings."""
 
+import html
 import importlib.metadata
 import inspect
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ author = "The divjax developers"
 copyright = author
 version = release = importlib.metadata.version("divjax")
 language = "en"
+highlight_language = "text"  # blocks that say nothing are diagrams and shell lines
 smartquotes = False  # f'(1) is a derivative
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
@@ -100,12 +103,17 @@ def plain_docstring(app, what, name, thing, options, lines):
 
 
 def own_signature(app, what, name, thing, options, signature, returns):
-    """Of flax modules, whose metaclass hides it; and empty mappings written as such."""
-    if what == "class" and signature and "*args" in signature:
-        plain = inspect.signature(thing.__init__)
-        values = list(plain.parameters.values())[1:]
-        return str(plain.replace(parameters=values, return_annotation=plain.empty)), None
-    return signature and signature.replace(" = _NONE", " = {}"), returns
+    """Signatures as they are written: without what metaclasses and dataclasses make of them."""
+    if not signature:
+        return None
+    if what == "class" and "*args" in signature:  # a protocol, or a flax module
+        values = list(inspect.signature(thing.__init__).parameters.values())[1:]
+        plain = inspect.Signature([] if vars(thing).get("_is_protocol") else values)
+        signature = "" if not plain.parameters else str(plain)
+    if "<" in signature:  # Sphinx cannot read these, nor shorten the types before them
+        signature = signature.replace("<factory>", "...").replace("<function no_data>", "no_data")
+        signature = re.sub(r"~?\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", signature).replace("~", "")
+    return signature.replace(" = _NONE", " = {}"), returns
 
 
 def link_code(app, doctree, page):
@@ -124,6 +132,14 @@ def link_code(app, doctree, page):
             app.builder, page, entry.docname, entry.node_id, inner, f"divjax.{target}"
         )
         node.replace_self(ref)
+
+
+def write_literal(self, node):
+    """Code in running text, which a narrow column breaks after punctuation only."""
+    text = re.sub(r"([(.,=])(?=[A-Za-z_])", r"\1<wbr>", html.escape(node.astext(), quote=False))
+    tag = self.starttag(node, "code", "", CLASS="docutils literal notranslate")
+    self.body.append(f"{tag}{text}</code>")
+    raise nodes.SkipNode
 
 
 def size_cells(app, doctree, page):
@@ -147,6 +163,7 @@ def check_notebooks(app, error):
 
 def setup(app):
     """Connects the functions above."""
+    app.add_node(nodes.literal, override=True, html=(write_literal, None))
     app.connect("builder-inited", write_pages)
     app.connect("source-read", fill_markers)
     app.connect("autodoc-process-docstring", plain_docstring)

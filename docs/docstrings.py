@@ -21,6 +21,8 @@ ARXIV = re.compile(r"arXiv[ :](\d{4}\.\d{4,5})")
 
 def _escape(text: str) -> str:
     text = re.sub(r"([\\*|`])", r"\\\1", text)
+    text = re.sub(r"(?m)^(\s*\(?\w+)([.)])(?=\s|$)", r"\1\\\2", text)  # no lists: "D." is a gain
+    text = re.sub(r"(?m)^(\s*)([-+])(?=\s)", r"\1\\\2", text)
     return re.sub(r"(?<=\w)_(?!\w)", r"\\_", text)
 
 

@@ -31,7 +31,12 @@ def _entry(s: symbols.Symbol) -> list[str]:
         return [f".. py:data:: {short}", f"   :module: divjax.{room}", "", *body.split("\n")]
     if s.kind == "function":
         return [f".. autofunction:: {target}", *also, ""]
-    own = [n for n, x in vars(s.thing).items() if not n.startswith("_") and _documented(x)]
+    fields = vars(s.thing).get("__annotations__", {})
+    own = [
+        n
+        for n, x in vars(s.thing).items()
+        if (n[0] != "_" or n == "__call__") and n not in fields and _documented(x)
+    ]
     members = [f"   :members: {', '.join(own)}"] if own else []
     return [f".. autoclass:: {target}", *members, *also, ""]
 
