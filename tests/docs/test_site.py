@@ -7,7 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from test_docs import ROOT, blocks, generate
+from test_docs import ROOT, blocks
 
 sys.path.insert(0, str(ROOT / "tests" / "architecture"))
 
