@@ -3,6 +3,7 @@
 import html
 import importlib.metadata
 import inspect
+import os
 import re
 import shutil
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.addnodes import desc
 from sphinx.errors import ExtensionError
-from sphinx.util.logging import getLogger
 from sphinx.util.nodes import make_refnode
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -59,6 +59,7 @@ html_theme = "furo"
 html_title = "divjax"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_logo = html_favicon = "static/logo.svg"
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
@@ -87,6 +88,14 @@ def write_pages(app):
     for folder in site_pages.FOLDERS:
         shutil.rmtree(DOCS / folder, ignore_errors=True)
     site_pages.write(DOCS)
+
+
+def quiet_kernels(app):
+    """Kernels say on stderr that they listen on this machine; errors of notebooks are raised."""
+    profile = Path(app.doctreedir).parent / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n")
+    os.environ["IPYTHONDIR"] = str(profile.parent)
 
 
 def fill_markers(app, page, source):
@@ -153,18 +162,18 @@ def check_notebooks(app, error):
     """Every notebook was executed, and without an error."""
     if error is not None:
         return
-    log = getLogger(__name__)
     for page in site_pages.notebooks():
         data = app.env.nb_metadata[page].get("exec_data") or {}
         if not data.get("succeeded"):
             raise ExtensionError(f"{page} was not executed")
-        log.info("executed %s in %.1f s", page, data["runtime"])
+        print(f"{page}: executed in {data['runtime']:.0f} s")
 
 
 def setup(app):
     """Connects the functions above."""
     app.add_node(nodes.literal, override=True, html=(write_literal, None))
     app.connect("builder-inited", write_pages)
+    app.connect("builder-inited", quiet_kernels)
     app.connect("source-read", fill_markers)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("autodoc-process-signature", own_signature)
