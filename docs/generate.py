@@ -15,6 +15,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import migration
+import papers
+import timings
 
 from divjax import divergences, estimators
 from divjax.divergences import generators
@@ -176,9 +178,12 @@ def migration_table() -> str:
 
 
 PARTS = {
+    "api/records.md": {"records": divergence_table},
+    "benchmarks.md": timings.parts(_table),
     "divergences.md": {"records": divergence_table},
     "estimators.md": {"placement": placement_table},
     "migration.md": {"migration": migration_table},
+    "papers.md": papers.parts(_table),
 }
 
 

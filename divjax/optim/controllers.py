@@ -66,8 +66,10 @@ def adaptive_kl(*, target: float, horizon: float, initial: float) -> Controller:
         A Controller with knob beta [], state beta [] and signal `kl` [].
 
     Raises:
-        ValueError: a hyper-parameter is not a finite number > 0, or horizon is not > 0.2
-            (references: arXiv 1909.08593).
+        ValueError: a hyper-parameter is not a finite number > 0, or horizon is not > 0.2.
+
+    References:
+        Ziegler et al., arXiv 1909.08593.
 
     Example:
         >>> from divjax.optim import adaptive_kl

@@ -199,7 +199,7 @@ def public():
     """Qualified name -> function or class: what rooms and the modules of CALLED export."""
     found = {}
     for name in (*EDGES, *CALLED):
-        if not (LIBRARY / name.replace(".", "/")).with_suffix("").exists() and "." not in name:
+        if not {f"{name}.py", f"{name}/__init__.py"} & set(sources()) and "." not in name:
             continue  # a room that is not made yet
         module = importlib.import_module(f"divjax.{name}")
         own = [n for n, x in vars(module).items() if home(x) == module.__name__]
