@@ -424,11 +424,11 @@ ESTIMATORS = [
         "estimators/test_monte_carlo.py -k best_control",
     ),
     Mutant(
-        "mask after exp",
+        "mask after the square",
         "estimators/monte_carlo.py",
-        "return under_p(log_p, log_q, generators.kl, mask=mask)",
-        "terms = under_p(log_p, log_q, generators.kl)\n"
-        "    return terms if mask is None else jnp.where(mask, terms, 0.0)",
+        'u = _log_ratio(log_p, log_q, mask, "k2")',
+        'u = _log_ratio(log_p, log_q, None, "k2")\n'
+        "    if mask is not None:\n        return jnp.where(mask, 0.5 * u**2, 0.0)",
         "estimators/test_monte_carlo.py -k masked_before",
     ),
     Mutant(
