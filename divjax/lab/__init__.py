@@ -86,6 +86,7 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     plots.reliability(confidence, accuracy, count) -> Figure     # {arm: [bins]} three times
     plots.intervals(parts) -> Figure                             # every report has this one
     digits() -> Data(inputs, labels, provenance)                 # real 8x8 images
+    fashion_mnist(path=None), cifar10(path=None, *, count) -> Data    # files in $DIVJAX_DATA
     noisy_splits(data, seed, *, train, validation, noise) -> {split: (inputs, labels)}
     stacked_splits(data, seeds, *, ...) -> the same with a leading axis [S]
     minibatches({name: [S, N, ...]}, seeds, *, size) -> (step -> {name: [S, B, ...]})
@@ -94,6 +95,7 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
 
 from divjax.lab.data import Data, digits, load, minibatches, noisy_splits, stacked_splits
 from divjax.lab.experiment import Cell, Experiment, Provenance, Report
+from divjax.lab.images import cifar10, fashion_mnist
 from divjax.lab.loop import NonFinite, Run
 from divjax.lab.pilot import REPORTED, is_pilot, parted, piloted
 from divjax.lab.records import LabError, Record, Records
@@ -125,9 +127,11 @@ __all__ = [
     "Verdict",
     "by_seed",
     "choose",
+    "cifar10",
     "conclude",
     "control",
     "digits",
+    "fashion_mnist",
     "final",
     "frame",
     "is_pilot",
