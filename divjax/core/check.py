@@ -39,18 +39,11 @@ def same_shape(names: Sequence[str], arrays: Sequence[Array], *, caller: str) ->
     """All arrays have one shape; nothing is broadcast in silence."""
     first = arrays[0]
     for name, x in zip(names[1:], arrays[1:], strict=True):
-        require(
-            x.shape == first.shape,
-            caller,
-            f"{name} must have the shape of {names[0]}, {list(first.shape)}",
-            x,
-            "broadcast or slice one of them first"
-            + (
-                "; vocabularies of two sizes need padding by -inf logits on the shorter side"
-                if x.shape[:-1] == first.shape[:-1]
-                else ""
-            ),
-        )
+        remedy = "broadcast or slice one of them first"
+        if "log" in name and x.shape[:-1] == first.shape[:-1]:  # log-probs or logits
+            remedy += "; vocabularies of two sizes need padding by -inf on the shorter side"
+        shape = f"{name} must have the shape of {names[0]}, {list(first.shape)}"
+        require(x.shape == first.shape, caller, shape, x, remedy)
 
 
 def rank_at_least(name: str, x: Array, rank: int, *, caller: str) -> None:
@@ -96,6 +89,28 @@ def positive(name: str, value: float | Array, *, caller: str) -> None:
         value = float(value)
     ok = isinstance(value, int | float | np.number) and 0 < float(value) < float("inf")
     require(ok, caller, f"{name} must be a finite number > 0", value, f"for example {name}=1.0")
+
+
+def function(name: str, value: Any, *, caller: str, signature: str, remedy: str) -> None:
+    """It can be called."""
+    require(callable(value), caller, f"{name} must be a function {signature}", value, remedy)
+
+
+def log_weights(name: str, x: Array, *, caller: str, mass: float = 1.0) -> None:
+    """Log weights [*E, N] of this mass, where values can be seen (not under a trace)."""
+    rows = _first_rows(x, -1)
+    if rows is None:
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.exp(rows).sum(-1)
+    off = (abs(found - mass) > 1e-2 * mass) & (found > 0)  # an empty side has a value of its own
+    require(
+        not off.any(),
+        caller,
+        f"{name} must be log weights that sum to {mass:.4g}",
+        f"a sum of {found[off].max(initial=0.0):.4g}",
+        f"pass jnp.log of the weights, or {name} - jax.nn.logsumexp({name})",
+    )
 
 
 def count(name: str, value: int, *, caller: str) -> None:

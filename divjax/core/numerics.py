@@ -27,7 +27,7 @@ def mul_exp(x: Array, log_w: Array) -> Array:
         0.0
     """
     w = jnp.exp(log_w)
-    alive = w > 0
+    alive = w != 0  # NaN is alive
     return jnp.where(alive, jnp.where(alive, x, 0.0) * jnp.where(alive, w, 0.0), 0.0)
 
 

@@ -41,12 +41,12 @@ def ott_potentials(
         _, error, done = carry
         return (done < max_iterations) & ((error > tolerance) | (done == 0))
 
-    start = tuple(jnp.where(x > -inf, 0.0, -inf).astype(x.dtype) for x in (log_b, log_a))
+    start = tuple(jnp.where(x != -inf, 0.0, -inf).astype(x.dtype) for x in (log_b, log_a))
     first = SinkhornState(start), jnp.zeros((), log_a.dtype), jnp.int32(0)
     first = jax.tree.map(lambda x: vary_like(x, log_kernel, log_a, log_b), first)
     state, _, iterations = jax.lax.while_loop(unfinished, iterate, first)
-    u = jnp.where(log_a > -inf, state.gv, -inf) + mass[0]
-    v = jnp.where(log_b > -inf, state.fu, -inf) + (mass[1] - mass[0])
+    u = jnp.where(log_a != -inf, state.gv, -inf) + mass[0]
+    v = jnp.where(log_b != -inf, state.fu, -inf) + (mass[1] - mass[0])
     return u, v, iterations
 
 
@@ -65,7 +65,7 @@ def _implicit_jvp(
     log_kernel = primals[0]
     u, v = implicit(*primals)
     d_kernel, d_a, d_b = (
-        jnp.where(x > -inf, d, 0.0) for x, d in zip(primals[:3], tangents[:3], strict=True)
+        jnp.where(x != -inf, d, 0.0) for x, d in zip(primals[:3], tangents[:3], strict=True)
     )
     plan = jnp.exp(u[:, None] + v + log_kernel)
     moved = plan * d_kernel

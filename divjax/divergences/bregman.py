@@ -165,11 +165,11 @@ def fenchel_young(scores: Array, y: Array, potential: Potential, conjugate: Pote
         conjugate: Omega*, its convex conjugate, [*E, K] -> [*E].
 
     Returns:
-        [*E], float32 at least, with the rounding of its three terms; entries with y = 0 may have
-        a score of -inf.
+        [*E], float32 at least, with the rounding of its three terms: near equality it may come
+        out a little below 0. Entries with y = 0 may have a score of -inf.
 
     Raises:
-        ValueError: shapes or dtypes are not as above.
+        ValueError: shapes or dtypes are not as above, also those that the two functions return.
 
     References:
         Blondel, Martins and Niculae, arXiv 1901.02324.
@@ -188,7 +188,12 @@ def fenchel_young(scores: Array, y: Array, potential: Potential, conjugate: Pote
     check.same_shape(("scores", "y"), (scores, y), caller="fenchel_young")
     dtype = jnp.result_type(scores, y, jnp.float32)
     scores, y = scores.astype(dtype), y.astype(dtype)
-    return conjugate(scores) + potential(y) - _inner(scores, y)
+    of_scores, of_y = conjugate(scores), potential(y)
+    for name, out in (("conjugate", of_scores), ("potential", of_y)):
+        rows = f"{name} must return {list(scores.shape[:-1])}"
+        remedy = "sum over the last axis"
+        check.require(out.shape == scores.shape[:-1], "fenchel_young", rows, out, remedy)
+    return of_scores + of_y - _inner(scores, y)
 
 
 def _inner(a: Array, b: Array) -> Array:

@@ -79,7 +79,7 @@ def kl(p: Law, q: Law) -> Array:
 
     Raises:
         ValueError: shapes or dtypes are not as above; where values can be seen, a variance is
-            negative or a covariance not symmetric.
+            negative, or a covariance not symmetric or with a negative eigenvalue.
 
     References:
         Kullback and Leibler, 1951.
@@ -252,13 +252,17 @@ def _checked(caller: str, name: str, law: Law) -> None:
     if seen is None or seen.size == 0:
         return
     variance = np.diagonal(seen, axis1=-2, axis2=-1) if full else seen
-    remedy = "variances, not logarithms or standard deviations"
+    remedy = "a covariance" if full else "variances, not logarithms or standard deviations"
     check.require(not (variance < 0).any(), caller, f"{label} must be >= 0", spread, remedy)
     if full:
         slack = 1e-3 * np.abs(seen).max()
         even = not (np.abs(seen - np.swapaxes(seen, -1, -2)) > slack).any()
         remedy = f"pass ({label} + {label}.mT) / 2"
         check.require(even, caller, f"{label} must be symmetric", spread, remedy)
+        lowest = np.linalg.eigvalsh(np.where(np.isfinite(seen), seen, 0.0)).min(-1)
+        definite = not (lowest < -1e-3 * np.abs(seen).max((-1, -2))).any()
+        expected = f"{label} must have no negative eigenvalue"
+        check.require(definite, caller, expected, f"one of {lowest.min():.3g}", "pass x.mT @ x / n")
 
 
 def _blocks(caller: str, p: Law, q: Law) -> tuple[Gaussian, Gaussian]:

@@ -136,6 +136,8 @@ def plackett_luce(
     check.boolean_mask("events", events, scores.shape, caller=caller)
     check.boolean_mask("where", where, scores.shape, caller=caller)
     check.require(scores.shape[-1] > 0, caller, "the list must not be empty", scores, "skip it")
+    signature, remedy = "as `breslow` is", "pass ranking.efron or ranking.breslow"
+    check.function("ties", ties, caller=caller, signature=signature, remedy=remedy)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     here = jnp.ones(scores.shape, bool) if where is None else where
     seen = here if events is None else here & events
@@ -148,7 +150,7 @@ def _terms(scores: Array, ranks: Array, seen: Array, here: Array, *, ties: Ties)
     order = jnp.lexsort((~seen, ranks, ~here))  # existing first, by rank, events before the others
     s, rank, event, exists = scores[order], ranks[order], seen[order], here[order]
     low = float(jnp.finfo(s.dtype).min) / 4  # type: ignore[no-untyped-call]
-    possible = s > -inf
+    possible = s != -inf
     # log sum_{l >= k} e^{s_l}; two terms of -inf have no derivative, two very low ones have.
     suffix = jax.lax.cumlogsumexp(jnp.where(possible, s, low), axis=0, reverse=True)
     after = jnp.append(suffix[1:], low)
@@ -172,8 +174,8 @@ def _terms(scores: Array, ranks: Array, seen: Array, here: Array, *, ties: Ties)
 def _log_sum_of_group(s: Array, group: Array) -> Array:
     """log of the sum of e^s over the group of each item; 0 where that is -inf."""
     peak = jax.lax.stop_gradient(jax.ops.segment_max(s, group, len(s)))[group]
-    peak = jnp.where(peak > -inf, peak, 0.0)
-    alive = s > -inf
+    peak = jnp.where(peak != -inf, peak, 0.0)
+    alive = s != -inf
     worth = jnp.where(alive, jnp.exp(jnp.where(alive, s - peak, 0.0)), 0.0)
     total = jax.ops.segment_sum(worth, group, len(s))[group]
     return peak + jnp.log(jnp.where(total > 0, total, 1.0))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from divjax.core import Array, check, mul_exp, vary_like
 from divjax.divergences._sinkhorn import INNER, implicit, ott_potentials
@@ -97,7 +98,7 @@ def unrolled(iterations: int, *, tolerance: float = 1e-3) -> Solver:
             u = log_a - jax.nn.logsumexp(log_kernel + pair[1], axis=1)
             return (u, log_b - jax.nn.logsumexp(log_kernel + u[:, None], axis=0)), None
 
-        u, v = jnp.zeros_like(log_a), jnp.where(log_b > -inf, 0.0, -inf).astype(log_b.dtype)
+        u, v = jnp.zeros_like(log_a), jnp.where(log_b != -inf, 0.0, -inf).astype(log_b.dtype)
         u, v = (vary_like(x, log_kernel, log_a, log_b) for x in (u, v))
         (u, v), _ = jax.lax.scan(iterate, (u, v), None, length=iterations)
         return Potentials(u, v, jnp.int32(iterations), jnp.asarray(tolerance, u.dtype))
@@ -176,7 +177,8 @@ def sinkhorn(
         Transport; all zero where no row or no column is present.
 
     Raises:
-        ValueError: arrays are not as above, a static epsilon is not > 0.
+        ValueError: arrays are not as above; where values can be seen, epsilon is not > 0 or the
+            masses differ (then the result is NaN, or not converged).
 
     References:
         Cuturi, arXiv 1306.0895; Peyre and Cuturi, arXiv 1803.00567.
@@ -190,13 +192,18 @@ def sinkhorn(
         0.6450
     """
     cost, log_a, log_b = _prepare("sinkhorn", cost, log_a, log_b, epsilon)
-    here = (log_a > -inf)[:, None] & (log_b > -inf)
+    signature = "(log_kernel, log_a, log_b) -> Potentials"
+    remedy = "for example transport.unrolled(20) or transport.converged()"
+    solver = converged() if solver is None else solver
+    check.function("solver", solver, caller="sinkhorn", signature=signature, remedy=remedy)
+    epsilon = jnp.where(epsilon > 0, epsilon, jnp.nan)  # a traced one is seen here only
+    here = (log_a != -inf)[:, None] & (log_b != -inf)  # NaN is not absent
     empty = ~jnp.any(here)
     # No row or no column: any solvable problem in its place, and zeros at the end.
     log_a, log_b = (jnp.where(empty, -math.log(x.size), x) for x in (log_a, log_b))
     cost = jnp.where(here, cost, 0.0)
     log_kernel = -cost / epsilon
-    u, v, iterations, tolerance = (solver or converged())(log_kernel, log_a, log_b)
+    u, v, iterations, tolerance = solver(log_kernel, log_a, log_b)
     log_plan = jnp.where(here, jnp.where(here, u[:, None] + v + log_kernel, 0.0), -inf)
     plan, a, b = (jnp.where(empty, 0.0, jnp.exp(x)) for x in (log_plan, log_a, log_b))
     error = (jnp.abs(plan.sum(1) - a).sum() + jnp.abs(plan.sum(0) - b).sum()) / jnp.where(
@@ -217,7 +224,7 @@ class SinkhornDivergence(NamedTuple):
     """A debiased transport.
 
     Attributes:
-        value: [] >= 0, and 0 for equal clouds.
+        value: [] >= 0 up to the rounding of its three terms, and 0 for equal clouds.
         between: Transport of the two clouds.
         within: Transports of each cloud to itself.
     """
@@ -271,8 +278,11 @@ def sinkhorn_divergence(
         check.floating(name, points, caller="sinkhorn_divergence")
         check.require(points.ndim == 2, "sinkhorn_divergence", f"{name} must be [N, D]", points,
                       f"pass {name}.reshape(-1, D), and vmap for batches")  # fmt: skip
-    x, y = (_present(z, w) for z, w in ((x, log_a), (y, log_b)))
+    x, y = (_present(jnp.asarray(z), w) for z, w in ((x, log_a), (y, log_b)))
     between = squared_euclidean if cost is None else cost
+    signature, remedy = "(x [N, D], y [M, D]) -> [N, M]", "for example manhattan"
+    caller = "sinkhorn_divergence"
+    check.function("cost", between, caller=caller, signature=signature, remedy=remedy)
 
     def transport(x: Array, y: Array, log_a: Array | None, log_b: Array | None) -> Transport:
         return sinkhorn(between(x, y), log_a, log_b, epsilon=epsilon, solver=solver)
@@ -285,7 +295,7 @@ def sinkhorn_divergence(
 
 def _present(points: Array, log_weights: Array | None) -> Array:
     """Absent points become 0 before anything is computed from them."""
-    return points if log_weights is None else jnp.where(log_weights[:, None] > -inf, points, 0.0)
+    return points if log_weights is None else jnp.where(log_weights[:, None] != -inf, points, 0.0)
 
 
 def _prepare(
@@ -293,10 +303,10 @@ def _prepare(
 ) -> tuple[Array, Array, Array]:
     """Checked, in one type of float32 at least, with uniform weights where none were given."""
     check.floating("cost", cost, caller=caller)
+    cost = jnp.asarray(cost)
     check.require(cost.ndim == 2, caller, "cost must be [N, M]", cost, "vmap over batches")
     check.require(cost.size > 0, caller, "cost must not be empty", cost, "skip it")
-    if not isinstance(epsilon, jax.Array):
-        check.positive("epsilon", epsilon, caller=caller)
+    check.positive("epsilon", epsilon, caller=caller)
     given = [cost]
     for name, law, size in (("log_a", log_a, cost.shape[0]), ("log_b", log_b, cost.shape[1])):
         if law is None:
@@ -310,6 +320,18 @@ def _prepare(
             "pass one log weight per row and per column",
         )  # fmt: skip
         given.append(law)
+    _check_masses(caller, log_a, log_b)
     dtype = jnp.result_type(*given)
-    cost, log_a, log_b = (x.astype(dtype) for x in given)
+    cost, log_a, log_b = (jnp.asarray(x, dtype) for x in given)
     return cost, log_a, log_b
+
+
+def _check_masses(caller: str, log_a: Array | None, log_b: Array | None) -> None:
+    """Both sides have one mass, where values can be seen."""
+    if log_b is None and log_a is not None:
+        check.log_weights("log_a", log_a, caller=caller)
+    if log_b is not None:
+        seen = np.zeros(1) if log_a is None else check.seen(log_a)
+        mass = 0.0 if seen is None else float(np.exp(np.minimum(seen, 700.0)).sum())
+        if 0 < mass < inf:
+            check.log_weights("log_b", log_b, caller=caller, mass=mass)

@@ -81,6 +81,7 @@ def _pairs(caller: str, x: Array, y: Array) -> tuple[Array, Array]:
                       f"pass {name}.reshape(-1, D), and vmap for batches")  # fmt: skip
     check.require(x.shape[1] == y.shape[1], caller, f"y must be [M, {x.shape[1]}] as x", y,
                   "project one of them first")  # fmt: skip
+    x, y = jnp.asarray(x), jnp.asarray(y)
     dtype = jnp.result_type(x.dtype, y.dtype, jnp.float32)
     return x.astype(dtype)[:, None], y.astype(dtype)
 
@@ -107,7 +108,8 @@ def wasserstein_1d(
         [*E], 0 where a cloud has no point.
 
     Raises:
-        ValueError: shapes do not match, power < 1.
+        ValueError: shapes do not match, power < 1; where values can be seen, log weights that are
+            not normalised.
 
     References:
         Santambrogio, Optimal transport for applied mathematicians, 2015, section 2.2.
@@ -127,12 +129,15 @@ def wasserstein_1d(
         check.floating(name, points, caller=caller)
         check.rank_at_least(name, points, 1, caller=caller)
         check.require(points.shape[-1] > 0, caller, f"{name} must not be empty", points, "skip it")
+        points = jnp.asarray(points)
         if law is None:
             wide = jnp.promote_types(points.dtype, jnp.float32)
             law = jnp.full(points.shape, -math.log(points.shape[-1]), wide)
+        else:
+            check.log_weights(f"log_{'ab'['xy'.index(name)]}", law, caller=caller)
         check.same_shape((name, f"its log weights, log_{'ab'['xy'.index(name)]}"), (points, law),
                          caller=caller)  # fmt: skip
-        clouds += [points, law]
+        clouds += [points, jnp.asarray(law)]
     same = x.shape[:-1] == y.shape[:-1]
     check.require(same, caller, f"y must be [*E, M] with the *E of x, {list(x.shape[:-1])}", y,
                   "broadcast one of them first")  # fmt: skip
@@ -153,13 +158,13 @@ def _quantile_cost(x: Array, log_a: Array, y: Array, log_b: Array, power: float)
     gap = x[jnp.minimum(i, len(x) - 1)] - y[jnp.minimum(j, len(y) - 1)]
     apart = gap != 0
     moved = jnp.where(apart, jnp.abs(jnp.where(apart, gap, 1.0)) ** power, 0.0)
-    both = (a.sum() > 0) & (b.sum() > 0)
+    both = (a.sum() != 0) & (b.sum() != 0)
     return jnp.where(both, jnp.sum(length * moved), 0.0)
 
 
 def _sorted(x: Array, log_weights: Array) -> tuple[Array, Array]:
     """(positions, weights) in order; absent points get weight 0 and a harmless position."""
-    here = log_weights > -jnp.inf
+    here = log_weights != -jnp.inf  # NaN is not absent
     x, w = jnp.where(here, x, 0.0), jnp.where(here, jnp.exp(jnp.where(here, log_weights, 0.0)), 0.0)
     order = jnp.argsort(jax.lax.stop_gradient(x))
     return x[order], w[order]
@@ -214,7 +219,7 @@ def sliced_wasserstein(
     theta = jax.random.normal(key, (projections, x.shape[1]), dtype)
     theta = theta / jnp.linalg.norm(theta, axis=1, keepdims=True)
     clouds = [
-        jnp.where(True if law is None else (law > -jnp.inf)[:, None], points, 0.0).astype(dtype)
+        jnp.where(True if law is None else (law != -jnp.inf)[:, None], points, 0.0).astype(dtype)
         for points, law in ((x, log_a), (y, log_b))
     ]
     highest = jax.lax.Precision.HIGHEST

@@ -51,7 +51,8 @@ def temperature_kd(
         student_logits: [*E, K].
         teacher_logits: [*E, K]; no gradient flows into it.
         divergence: (logits_p, logits_q) -> [*E], the teacher is p: for example
-            partial(f_divergence_from_logits, generator=generators.js(0.9)).
+            partial(f_divergence_from_logits, generator=generators.js(0.9)). Of logits: the named
+            functions such as `divergences.kl` take log-probabilities.
         temperature: > 0.
         power: 2 keeps the size of the gradient as the temperature varies, as in the paper. 0 is
             what code that leaves the factor out computes.
@@ -75,6 +76,11 @@ def temperature_kd(
         0.2219
     """
     check_logits("temperature_kd", student_logits, teacher_logits, mask, temperature=temperature)
+    signature = "(logits_p, logits_q) -> [*E]"
+    remedy = "of a record: partial(f_divergence_from_logits, generator=record)"
+    check.function(
+        "divergence", divergence, caller="temperature_kd", signature=signature, remedy=remedy
+    )
     student, teacher = alive(student_logits, mask), fixed(alive(teacher_logits, mask))
     terms = divergence(soften(teacher, temperature), soften(student, temperature))
     return masked_mean(temperature**power * terms, mask)

@@ -253,6 +253,10 @@ def test_fenchel_young_of_squares_is_a_squared_distance():
         (lambda: bregman(P, Q, Power(-1.0)), "bregman: order must be >= 0"),
         (lambda: density_power(0.0), "density_power: beta must be a finite number > 0"),
         (
+            lambda: fenchel_young(P[None], Q[None], half_square, jax.nn.logsumexp),
+            "fenchel_young: conjugate must return",
+        ),
+        (
             lambda: fenchel_young(P, Q[:2], half_square, half_square),
             "fenchel_young: y must have the shape of scores",
         ),

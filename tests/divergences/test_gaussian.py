@@ -432,6 +432,7 @@ def test_float64_stays(x64):
         (DiagonalGaussian(jnp.zeros(2), jnp.array([1.0, -1.0])), "p.variance must be >= 0"),
         (flat([0, 0], 1.0, -1.0), "p.covariance must be >= 0"),
         (Gaussian(jnp.zeros(2), jnp.array([[1.0, 0.5], [0.0, 1.0]])), "must be symmetric"),
+        (Gaussian(jnp.zeros(2), jnp.array([[1.0, 2.0], [2.0, 1.0]])), "no negative eigenvalue.*-1"),
     ],
 )
 def test_bad_laws(p, message):

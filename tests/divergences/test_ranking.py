@@ -160,6 +160,16 @@ def test_bad_input(arguments, message):
         plackett_luce(*arguments)
 
 
+def test_scores_that_are_nan_are_not_impossible():
+    terms = plackett_luce(jnp.array([0.0, jnp.nan, 1.0]), jnp.array([0, 1, 2]))
+    assert jnp.isnan(terms[:2]).all()  # the last choice has no risk set with NaN
+
+
+def test_ties_by_name():
+    with pytest.raises(ValueError, match=r"ties must be a function .*ranking\.efron"):
+        plackett_luce(jnp.zeros(3), jnp.zeros(3), ties="efron")
+
+
 def test_bad_masks():
     with pytest.raises(ValueError, match="events must be bool"):
         plackett_luce(jnp.zeros(3), jnp.zeros(3), events=jnp.ones(3))

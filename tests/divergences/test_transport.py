@@ -304,6 +304,30 @@ def test_nothing_calls_back_to_python():
         assert "callback" not in str(jax.make_jaxpr(gradient)(cost))
 
 
+def test_a_weight_that_is_nan_is_not_absent():
+    """Nothing that is computed from it may look like a perfect loss; -inf is absent."""
+    cost, log_a, log_b = problem()
+    for solver in unrolled(5), converged():
+        for broken in (log_a.at[0].set(jnp.nan), log_b), (log_a, log_b.at[0].set(jnp.inf)):
+            out = solve(solver)(cost, *broken)
+            assert jnp.isnan(out.cost)
+            assert jnp.isnan(out.regularised)
+            assert not out.converged
+    out = jax.jit(lambda e: sinkhorn(cost, log_a, log_b, epsilon=e))(-0.5)
+    assert jnp.isnan(out.cost)
+    assert not out.converged
+
+
+def test_numpy_clouds_are_taken_as_they_are():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 2)), rng.normal(size=(5, 2))
+    with jax.enable_x64(False):  # float64 that JAX narrows, without a warning for each use
+        narrow = sinkhorn_divergence(x, y, epsilon=0.5).value
+    assert narrow.dtype == jnp.float32
+    wide = sinkhorn_divergence(jnp.asarray(x), jnp.asarray(y), epsilon=0.5).value
+    np.testing.assert_allclose(narrow, wide, rtol=1e-3)
+
+
 C = jnp.zeros((2, 3))
 
 
@@ -315,6 +339,14 @@ C = jnp.zeros((2, 3))
         (lambda: sinkhorn(C, jnp.zeros(3), epsilon=0.1), r"log_a must be \[2\]"),
         (lambda: sinkhorn(C, None, jnp.zeros(3, int), epsilon=0.1), "log_b must be a floating"),
         (lambda: sinkhorn(C[:0], epsilon=0.1), "cost must not be empty"),
+        (lambda: sinkhorn(C, epsilon=jnp.float32(-1.0)), "epsilon must be a finite number > 0"),
+        (lambda: sinkhorn(C, jnp.array([0.5, 0.5]), epsilon=0.1), "a sum of 3.297; pass jnp.log"),
+        (lambda: sinkhorn(C, jnp.log(jnp.ones(2)), jnp.zeros(3), epsilon=0.1), "log_b .* sum to 2"),
+        (
+            lambda: sinkhorn(C, epsilon=0.1, solver=20),
+            r"solver must be a function .*unrolled\(20\)",
+        ),
+        (lambda: sinkhorn_divergence(C, C, epsilon=0.1, cost=2), "cost must be a function"),
         (lambda: unrolled(0), "iterations must be an integer >= 1"),
         (lambda: converged(max_iterations=15), "multiple of 10"),
         (lambda: converged(tolerance=0.0), "tolerance must be"),

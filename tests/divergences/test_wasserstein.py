@@ -120,6 +120,11 @@ def test_sliced_with_absent_points():
     assert (masked[1][2] == 0).all()
 
 
+def test_a_weight_that_is_nan_is_not_absent():
+    law = jnp.log(jnp.ones(3) / 3).at[1].set(jnp.nan)
+    assert jnp.isnan(wasserstein_1d(jnp.arange(3.0), jnp.arange(3.0) + 1, law))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_gradient_of_a_cloud_against_itself_under_jit(dtype):
     """By jnp.abs it is 27 to 42 % wrong: the diagonal has two signs of one rounding error."""
@@ -164,6 +169,10 @@ X = jnp.zeros((3, 2))
         (lambda: wasserstein_1d(X, X[:2]), r"y must be \[\*E, M\]"),
         (lambda: wasserstein_1d(X[:, :0], X), "x must not be empty"),
         (lambda: wasserstein_1d(X, X, X[0]), "log weights"),
+        (
+            lambda: wasserstein_1d(X, X, jnp.full(X.shape, 0.5)),
+            "log_a must be log weights that sum",
+        ),
         (lambda: wasserstein_1d(X, X, power=0.5), "power must be a number >= 1"),
         (lambda: wasserstein_1d(X.astype(int), X), "x must be a floating-point array"),
         (lambda: sliced_wasserstein(jax.random.key(0), X, X[:, :1]), r"y must be \[M, 2\]"),

@@ -152,11 +152,15 @@ def test_bfloat16_logits_give_float32_losses_and_bfloat16_gradients():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: temperature_kd(S, T[:, :2]), r"teacher_logits must have the shape.*-inf logits"),
+        (lambda: temperature_kd(S, T[:, :2]), r"teacher_logits must have the shape.*-inf on the"),
         (lambda: temperature_kd(S, T, temperature=0.0), "temperature must be a finite number > 0"),
         (lambda: temperature_kd(S, T, mask=jnp.ones((2, 1))), r"mask must be bool \[2\], got"),
         (lambda: temperature_kd(S[:0], T[:0]), "the batch must not be empty"),
         (lambda: balanced_kd(S, T, delta=0.5), "delta must be a number >= 1, got 0.5"),
+        (
+            lambda: temperature_kd(S, T, divergence=generators.js()),
+            r"divergence must be a function .*partial",
+        ),
         (lambda: entropy_balance(jnp.zeros((2, 3), int), T), "floating-point array, got int32"),
     ],
 )
