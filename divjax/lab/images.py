@@ -137,7 +137,7 @@ def _cifar(path: Path | None, count: int) -> Data:
 def _jpegs(file: Path) -> tuple[list[bytes], np.ndarray]:
     """The JPEG files and their labels."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+        with file.open("rb") as stream, np.load(stream) as content:
             buffer, offsets, labels = (content[k] for k in ("buffer", "offsets", "labels"))
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise LabError(

@@ -55,7 +55,7 @@ LIBRARIES = {
     "train": NUMERIC | {"optax"},
     "train.checkpoint": NUMERIC | {"orbax"},
     "recipes": NUMERIC | {"optax", "flax"},
-    "lab": NUMERIC | {"scipy", "tyro", "rich", "matplotlib", "pandas", "sklearn"},
+    "lab": NUMERIC | {"scipy", "tyro", "rich", "matplotlib", "pandas", "sklearn", "PIL"},
     "adapters": NUMERIC | {"flax", "distrax", "haiku", "equinox"},
 }
 
