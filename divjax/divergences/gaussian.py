@@ -276,10 +276,17 @@ def _blocks(caller: str, p: Law, q: Law) -> tuple[Gaussian, Gaussian]:
     def block(law: Law) -> Gaussian:
         mean, spread = (x.astype(dtype) for x in law)
         if diagonal:
-            return Gaussian(mean[..., None], spread[..., None, None])
+            return known(Gaussian(mean[..., None], spread[..., None, None]))
         if isinstance(law, DiagonalGaussian):
             spread = spread[..., None] * jnp.eye(mean.shape[-1], dtype=dtype)
-        return Gaussian(mean[..., None, :], spread[..., None, :, :])
+        return known(Gaussian(mean[..., None, :], spread[..., None, :, :]))
+
+    def known(law: Gaussian) -> Gaussian:
+        """A covariance with NaN is no singular one: the unit one, and a mean that is NaN."""
+        lost = jnp.isnan(law.covariance).any((-1, -2))
+        unit = jnp.eye(law.mean.shape[-1], dtype=dtype)
+        mean = jnp.where(lost[..., None], jnp.nan, law.mean)
+        return Gaussian(mean, jnp.where(lost[..., None, None], unit, law.covariance))
 
     return block(p), block(q)
 

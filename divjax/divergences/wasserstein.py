@@ -155,9 +155,8 @@ def _quantile_cost(x: Array, log_a: Array, y: Array, log_b: Array, power: float)
     length = jnp.diff(levels, prepend=jnp.zeros(1, levels.dtype))
     middle = jax.lax.stop_gradient(levels - 0.5 * length)
     i, j = (jnp.searchsorted(jax.lax.stop_gradient(up), middle) for up in (up_a, up_b))
-    gap = x[jnp.minimum(i, len(x) - 1)] - y[jnp.minimum(j, len(y) - 1)]
-    apart = gap != 0
-    moved = jnp.where(apart, jnp.abs(jnp.where(apart, gap, 1.0)) ** power, 0.0)
+    gap = _apart(x[jnp.minimum(i, len(x) - 1)], y[jnp.minimum(j, len(y) - 1)])
+    moved = jnp.where(gap != 0, jnp.where(gap != 0, gap, 1.0) ** power, 0.0)
     both = (a.sum() != 0) & (b.sum() != 0)
     return jnp.where(both, jnp.sum(length * moved), 0.0)
 

@@ -245,7 +245,7 @@ def pld(
     else:
         check.same_shape(("student_logits", "weights"), (student, weights), caller="pld")
         weights = fixed(alive(weights, mask))
-    counted = weights > 0  # a padded class (-inf) is in no risk set and is never chosen
+    counted = weights != 0  # a padded class (-inf) is in no risk set; NaN counts
     steps = plackett_luce(student, ranks, events=counted)
     terms = jnp.sum(jnp.where(counted, weights, 0.0) * steps, axis=-1)
     if labels is not None:

@@ -5,6 +5,7 @@ The protocol is that of optax's stateful schedules, so the same object drives a 
 controller by `optax.schedules.WrappedSchedule(schedule)`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -138,10 +139,10 @@ def pid(
         read: (**signals) -> [], the signal.
 
     Returns:
-        A Controller with knob [] and state `PidState`; a signal of NaN changes nothing.
+        A Controller with knob [] and state `PidState`; a signal that is not finite changes nothing.
 
     Raises:
-        ValueError: initial is outside the bounds.
+        ValueError: initial is outside the bounds; target or a gain is not finite.
 
     References:
         Stooke et al., arXiv 2007.03964.
@@ -160,6 +161,9 @@ def pid(
         initial,
         "move it, or the bounds",
     )
+    for name, x in (("target", target), ("proportional", proportional), ("integral", integral),
+                    ("derivative", derivative)):  # fmt: skip
+        require(math.isfinite(x), "pid", f"{name} must be finite", x, "for example 0.1")
 
     def start() -> PidState:
         zero = jnp.float32(0.0)
@@ -173,7 +177,7 @@ def pid(
         knob = jnp.clip(raw, lowest, highest)
         wound = (raw != knob) & (jnp.sign(raw - knob) == jnp.sign(integral * error))
         new = PidState(knob, jnp.where(wound, state.integral, total), error, state.seen + 1)
-        kept = (jnp.where(jnp.isnan(error), a, b) for a, b in zip(state, new, strict=True))
+        kept = (jnp.where(jnp.isfinite(error), b, a) for a, b in zip(state, new, strict=True))
         return PidState(*kept)
 
     return _Rule(start, lambda state: state.knob, move)

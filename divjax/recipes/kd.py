@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from divjax.core import (
@@ -59,7 +60,10 @@ def cross_entropy(outputs: Outputs) -> Mean:
         >>> print(f"{kd.cross_entropy(kd.Outputs(z, z, jnp.array([0, 1]), None, None)).value:.4f}")
         1.3863
     """
-    nll = optax.softmax_cross_entropy_with_integer_labels(outputs.student, outputs.labels)
+    student = outputs.student
+    if outputs.mask is not None:  # what is masked may hold anything, before the softmax too
+        student = jnp.where(outputs.mask[..., None], student, 0.0)
+    nll = optax.softmax_cross_entropy_with_integer_labels(student, outputs.labels)
     return masked_mean(nll, outputs.mask)
 
 

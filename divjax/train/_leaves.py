@@ -23,7 +23,7 @@ def named(tree: PyTree) -> dict[str, Any]:
     }
 
 
-def type_of(x: jax.Array) -> str:
+def type_of(x: jax.Array | jax.ShapeDtypeStruct) -> str:
     """'float32 [4, 10]'."""
     return f"{x.dtype} {list(x.shape)}"
 

@@ -229,6 +229,8 @@ def _load(
     for name, x in leaves.items():
         if is_damaged(x, about["leaves"][name]["checksums"]):
             raise _damaged(path, f"checksum of {name} is wrong")
+        if type_of(x) != type_of(targets[name]):
+            raise _damaged(path, f"{name} came as {type_of(x)}, not {type_of(targets[name])}")
     return _refill(like, leaves)
 
 

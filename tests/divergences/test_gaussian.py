@@ -468,3 +468,23 @@ def test_factorisations_of_value_and_gradient_are_few():
     text = jax.jit(jax.value_and_grad(fn, (0, 1))).lower(p, q).compile().as_text()
     calls = Counter(re.findall(r'custom_call_target="lapack_\w(\w+?)_ffi"', text))
     assert calls == {"syevd": 1, "potrf": 2, "trsm": 2}
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_variance_that_is_nan_gives_nan(full, side):
+    """And not what a singular law gives."""
+    mean, variance = jnp.zeros(2), jnp.array([1.0, 2.0])
+
+    def law(broken):
+        spread = variance.at[0].set(jnp.nan) if broken else variance
+        if full:
+            return Gaussian(mean, jnp.diag(variance).at[0, 0].set(spread[0]))
+        return DiagonalGaussian(mean, spread)
+
+    pair = [law(i == side) for i in range(2)]
+    for f in (gaussian.kl, gaussian.squared_hellinger, gaussian.bhattacharyya):
+        assert jnp.isnan(f(*pair)), f
+        assert jnp.isnan(jax.jit(f)(*pair)), f
+    assert jnp.isnan(gaussian.squared_wasserstein(*pair))
+    assert jnp.isnan(gaussian.renyi(*pair, order=0.5))

@@ -148,6 +148,19 @@ def test_the_gradient_of_a_cloud_against_itself_under_jit(dtype):
     np.testing.assert_allclose(forward(w), expected, rtol=tolerance)
 
 
+def test_equal_samples_have_no_gradient_under_jit_either():
+    """The other side detached and in another order, as a copy of the model at the start."""
+
+    def distance(w):
+        p = jax.nn.softmax(w)
+        other = jax.lax.stop_gradient(jax.nn.softmax(w)[:, ::-1, 0])
+        return wasserstein_1d(p[..., 0], other, power=1.0).sum()
+
+    w = jax.random.normal(jax.random.key(0), (4, 16, 3), jnp.float32)
+    for gradient in jax.grad(distance), jax.jit(jax.grad(distance)):
+        np.testing.assert_array_equal(gradient(w), 0.0)
+
+
 @pytest.mark.parametrize(
     ("ours", "name"), [(squared_euclidean, "sqeuclidean"), (manhattan, "cityblock")]
 )

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,6 +62,17 @@ def test_every_arm_has_terms_of_the_right_size(name):
             twice = term(kd.Outputs(*jnp.tile(z, (1, 2, 1)), jnp.tile(labels, 2), None, None))
             assert once.weight == 16
             np.testing.assert_allclose(twice.value, once.value, rtol=0.02)
+
+
+def test_a_masked_row_of_cross_entropy_has_no_gradient():
+    z, labels = (
+        jnp.array([[1.0, 0.0], [jnp.nan, jnp.nan], [-jnp.inf, -jnp.inf]]),
+        jnp.array([0, 1, 1]),
+    )
+    mask = jnp.array([True, False, False])
+    slope = jax.grad(lambda z: kd.cross_entropy(kd.Outputs(z, z, labels, mask, None)).value)(z)
+    expected = jax.nn.softmax(z[0]) - jnp.array([1.0, 0.0])
+    np.testing.assert_allclose(slope, [expected, [0.0, 0.0], [0.0, 0.0]], rtol=1e-6)
 
 
 def test_teachers_of_the_bench_are_trained_each_on_its_own_rows():

@@ -143,3 +143,10 @@ def test_the_teacher_gets_no_gradient_and_bf16_is_taken():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_nan_is_no_perfect_loss():
+    z, labels = jnp.array([[2.0, 1.0, 0.0]]), jnp.array([1])
+    for broken in (z.at[0, 0].set(jnp.nan), jnp.full_like(z, jnp.nan)):
+        assert jnp.isnan(pld(broken, z, labels).value)
+        assert jnp.isnan(pld(z, broken, labels).value)

@@ -161,8 +161,12 @@ def test_pid_is_the_textbook_sum():
         change = errors[-1] - errors[-2] if len(errors) > 1 else 0.0
         knobs.append(1.0 + 0.5 * errors[-1] + 0.1 * sum(errors) + 0.2 * change)
         np.testing.assert_allclose(control(state), knobs[-1], rtol=1e-6)
-    kept = control.update(state, kl=jnp.float32(jnp.nan))
-    assert control(kept) == control(state)
+    for lost in jnp.nan, jnp.inf, -jnp.inf:  # a KL may be +inf: no later step may suffer from it
+        kept = control.update(state, kl=jnp.float32(lost))
+        assert kept == state
+    for name in gains:
+        with pytest.raises(ValueError, match=f"{name} must be finite"):
+            pid(target=1.0, initial=1.0, read=lambda **_: 0.0, **gains | {name: float("nan")})
 
 
 def test_pid_does_not_wind_up_at_a_bound():

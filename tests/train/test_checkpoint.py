@@ -460,6 +460,27 @@ def test_damaged_checkpoint_never_restores_wrong_numbers(tmp_path):
         assert "delete" in text or "move it away" in text
 
 
+TYPED = """
+import shutil, sys
+import jax
+from divjax.train import checkpoint
+state = {"key": jax.random.key(3)}
+checkpoint.save(sys.argv[1], 4, state, {})
+shutil.rmtree(sys.argv[1] + "/4/state/array_metadatas")  # where orbax keeps that it is a key
+try:
+    found, _ = checkpoint.restore(sys.argv[1], state, {})
+    print(found["key"].dtype)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_lost_type_is_damage(tmp_path):
+    command = [sys.executable, "-c", TYPED, str(tmp_path / "run")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "['key'] came as uint32 [2], not key<fry> []" in out
+
+
 def test_importing_train_does_not_import_orbax():
     code = "import sys, divjax.train, divjax.optim; sys.exit('orbax' in str(list(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
