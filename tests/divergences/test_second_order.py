@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from divjax.divergences import (
     f_divergence,
     f_divergence_from_logits,
