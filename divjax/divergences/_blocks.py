@@ -1,6 +1,7 @@
 """How rows of several sources are cut into strided blocks, and what one block gives."""
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple, cast
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from divjax.core import Array, PyTree, check
 from divjax.core.chunk import even_block
-from divjax.divergences.sources import Parts
+from divjax.divergences.sources import Parts, Source
 
 _ELEMENTS = 1 << 22  # of a block of logits, where the head is narrow
 
@@ -46,39 +47,14 @@ def lay_out(
     parts = [_parts(caller, source) for source in sources]
     lead = leading(caller, sources)
     check.boolean_mask("mask", mask, lead, caller=caller)
-    count_rows = prod(lead)
-    check.require(count_rows > 0, caller, "sources must have rows", lead, "skip the call")
-    projections = [p.projection for p in parts if p.projection is not None]
-    size = _block(caller, block, count_rows, parts)
-    count = -(-count_rows // size)
-    padded = count * size
-    if mask is None and padded > count_rows:
+    rows = prod(lead)
+    check.require(rows > 0, caller, "sources must have rows", lead, "skip the call")
+    size = _block(caller, block, rows, parts)
+    blocks = -(-rows // size)
+    if mask is None and blocks * size > rows:
         mask = jnp.ones(lead, bool)
-
-    def arrange(tree: PyTree) -> PyTree:
-        def cut(x: Array) -> Array:
-            x = x.reshape(count_rows, *x.shape[len(lead) :])
-            x = jnp.pad(x, [(0, padded - count_rows)] + [(0, 0)] * (x.ndim - 1))
-            return x.reshape(size, count, *x.shape[1:])
-
-        return jax.tree.map(cut, tree)
-
-    def restore(tree: PyTree) -> PyTree:
-        def join(x: Array) -> Array:
-            x = jnp.moveaxis(x, 0, 1).reshape(padded, *x.shape[2:])[:count_rows]
-            return x.reshape(*lead, *x.shape[1:])
-
-        return jax.tree.map(join, tree)
-
-    def whole(products: tuple[Array, ...], rows: PyTree, shared: PyTree) -> PyTree:
-        left = iter(products)
-        return row_fn(
-            *(
-                p.build(None if p.projection is None else next(left), r, s)
-                for p, r, s in zip(parts, rows, shared, strict=True)
-            )
-        )
-
+    arrange = partial(_arrange, lead, size, blocks)
+    projections = [p.projection for p in parts if p.projection is not None]
     problem = Problem(
         hidden=arrange(tuple(h for h, _ in projections)),
         heads=tuple(w for _, w in projections),
@@ -88,28 +64,62 @@ def lay_out(
     )
     first = block_of(problem, 0)
     products = tuple(map(project, first.hidden, problem.heads))
+    whole = partial(_built, row_fn, parts)
     pure, closed = jax.closure_convert(whole, products, first.rows, problem.shared)
     problem = problem._replace(shared=(problem.shared, tuple(map(jnp.asarray, closed))))
-    return Layout(
-        lambda z, rows, shared: pure(z, rows, shared[0], *shared[1]),
-        problem,
-        count,
-        restore,
-        arrange,
+
+    def closing(products: tuple[Array, ...], rows: PyTree, shared: PyTree) -> PyTree:
+        return pure(products, rows, shared[0], *shared[1])
+
+    return Layout(closing, problem, blocks, partial(_restore, lead), arrange)
+
+
+def _arrange(lead: tuple[int, ...], size: int, blocks: int, tree: PyTree) -> PyTree:
+    """[*E, ...] to [size, blocks, ...]: strided, each block has its share of every device."""
+    rows = prod(lead)
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(rows, *x.shape[len(lead) :])
+        x = jnp.pad(x, [(0, size * blocks - rows)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(size, blocks, *x.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+def _restore(lead: tuple[int, ...], tree: PyTree) -> PyTree:
+    """[blocks, size, ...] to [*E, ...]."""
+
+    def join(x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])[: prod(lead)]
+        return x.reshape(*lead, *x.shape[1:])
+
+    return jax.tree.map(join, tree)
+
+
+def _built(
+    row_fn: RowFn, parts: list[Parts], products: tuple[Array, ...], rows: PyTree, shared: PyTree
+) -> PyTree:
+    """The row function of what the sources build of one block."""
+    left = iter(products)
+    return row_fn(
+        *(
+            p.build(None if p.projection is None else next(left), r, s)
+            for p, r, s in zip(parts, rows, shared, strict=True)
+        )
     )
 
 
 def _parts(caller: str, source: Any) -> Parts:
     """Of a source, or of a plain array [*E, ...] that goes to the row function as it is."""
-    if hasattr(source, "parts"):
-        return cast(Parts, source.parts(caller))
+    if isinstance(source, Source):
+        return source.parts(caller)
     return Parts(None, jnp.asarray(source), (), lambda _, x, __: x)
 
 
 def leading(caller: str, sources: tuple[Any, ...]) -> tuple[int, ...]:
     """The example shape *E that all sources share."""
     shapes = {
-        type(s).__name__: jax.tree.leaves(s)[0].shape[:-1] for s in sources if hasattr(s, "parts")
+        type(s).__name__: jax.tree.leaves(s)[0].shape[:-1] for s in sources if isinstance(s, Source)
     }
     check.require(
         len(shapes) > 0, caller, "needs a source: Linear, Logits or TopK", sources, "wrap it"

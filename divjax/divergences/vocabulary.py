@@ -103,11 +103,14 @@ def token_log_prob(logits: Array, tokens: Array) -> Array:
     """log softmax(logits)[token], a row function for `fused_rows` and `fused_sum`.
 
     Args:
-        logits: [b, V].
-        tokens: int [b].
+        logits: [*E, V].
+        tokens: int [*E].
 
     Returns:
-        [b].
+        [*E].
+
+    References:
+        Wijmans et al., 2024, arXiv 2411.09009.
 
     Example:
         >>> import jax.numpy as jnp
@@ -235,12 +238,12 @@ def top_k_bounds(p: TopK, logits_q: Array, generator: Generator) -> Bounds:
     entries where q f(m / q) - q f(0) is largest, exact but for the one entry that is not filled.
 
     Args:
-        p: K entries of each row [b, K] and the mass of the others.
-        logits_q: [b, V] of the second law, as `fused_rows` gives them.
+        p: K entries of each row [*E, K] and the mass of the others.
+        logits_q: [*E, V] of the second law, as `fused_rows` gives them.
         generator: the record.
 
     Returns:
-        Bounds, [b] each. high is +inf where f(0) is (reverse KL): a tail may hold zeros. It costs
+        Bounds, [*E] each. high is +inf where f(0) is (reverse KL): a tail may hold zeros. It costs
         a sort of the vocabulary, which XLA drops when only low is used.
 
     Raises:
