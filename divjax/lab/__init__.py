@@ -8,7 +8,8 @@
     folder.py      what lies in a run folder          shape.py    what its files look like
     plots.py       figures in one style               compare.py  two runs side by side
     sheet.py       what a report shows, written by report.py (Markdown), page.py (HTML) and
-                   terminal.py; progress.py and cli.py are what a person sees while it runs
+                   terminal.py; progress.py, cli.py and usage.py (its help) are what a person
+                   sees while it runs
 
 An experiment is a file `experiments/NAME.py` with a module-level `EXPERIMENT`:
 
