@@ -64,8 +64,9 @@ def make_step(
 
     Raises:
         ValueError: objective and grad_fn are both given or both missing; a controller is a plain
-            function; at trace time: leaves of the batch disagree in B, a metric has a reserved
-            name, the carry changes its shape.
+            function; from init: params hold what is no array, such as a function of a module; at
+            trace time: leaves of the batch disagree in B, a metric has a reserved name, the carry
+            changes its shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -90,6 +91,7 @@ def make_step(
 
     def init(params: PyTree, key: Array, carry: PyTree = ()) -> TrainState:
         _check_key(key)
+        _check_params(params)
         params = jax.tree.map(jnp.asarray, params)
         state = TrainState(
             step=jnp.int32(0),
@@ -230,6 +232,21 @@ def _check_key(key: Array) -> None:
         "pass jax.random.key(seed)",
     )
     require(key.shape == (), "Step.init", "key must be one key", key, "use over_seeds for several")
+
+
+def _check_params(params: PyTree) -> None:
+    """Arrays and numbers alone: a function or a switch in a module is no parameter."""
+    for path, leaf in _leaves(params):
+        array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
+        require(
+            array or number,
+            "Step.init",
+            f"params{jax.tree_util.keystr(path)} must be an array",
+            f"the function {leaf.__name__}" if hasattr(leaf, "__name__") else leaf,
+            "partition it: params, apply, carry = adapters.equinox(module), or likewise "
+            "adapters.linen, adapters.haiku and models.split",
+        )
 
 
 def _check_arguments(

@@ -162,3 +162,21 @@ def test_the_examples_of_contributing_run(tmp_path, monkeypatch):
     assert main(["run", "smallest", "--preset", "cpu"]) == 0
     verdict = (tmp_path / "runs" / "smallest" / "cpu" / "verdict.json").read_text()
     assert '"status": "reproduced"' in verdict
+
+
+ADAPTED = blocks(ROOT / "docs" / "api" / "adapters.md")
+
+
+@pytest.mark.parametrize("code", ADAPTED[1:], ids=["linen", "haiku", "equinox", "function"])
+def test_models_of_all_libraries_go_into_one_step(code):
+    for library in re.findall(r"^import (\w+)", code, re.M):
+        pytest.importorskip(library)
+    scope = {}
+    exec(ADAPTED[0], scope)
+    exec(code, scope)
+    state, info = scope["state"], scope["info"]
+    assert float(info.terms["kd"]) > 0
+    assert int(state.step) == 1
+    if "trained" in scope:
+        batch, key = scope["batch"], scope["key"]
+        assert scope["trained"](batch["x"][0], key=key).shape == (10,)
