@@ -132,7 +132,8 @@ def test_the_transport_guide_runs():
 def test_both_columns_of_the_migration_table_agree(row):
     pytest.importorskip(row.peer, exc_type=ImportError)
     scope = {}
-    exec(generate.migration.SETUP + generate.migration.SETUPS[row.peer], scope)
+    setup = generate.migration.PEERS[row.peer].setup
+    exec(generate.migration.IMPORTS + generate.migration.INPUTS + setup, scope)
     theirs, ours = (np.asarray(eval(text, scope)) for text in (row.theirs, row.ours))
     assert theirs.shape == ours.shape
     np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-6 * np.abs(theirs).max())
