@@ -28,14 +28,14 @@ from divjax.losses import temperature_kd
 
 INPUTS = """\
 rng = np.random.default_rng(0)
-z_p, z_q = jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32)          # logits [5, 7]
+z_p, z_q = jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32)         # logits [5, 7]
 log_p, log_q = jax.nn.log_softmax(z_p), jax.nn.log_softmax(z_q)
 p, q = jnp.exp(log_p), jnp.exp(log_q)
-m, n = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)              # means [5, 3]
-s, r = jnp.asarray(rng.uniform(0.5, 2.0, size=(2, 5, 3)), jnp.float32)   # scales [5, 3]
-x, y = np.asarray(rng.normal(size=(2, 8)), np.float32)                   # points on a line [8]
-a, b = np.asarray(rng.dirichlet(np.ones(8), size=2), np.float32)         # their weights [8]
-C = np.abs(x[:, None] - y) ** 2                                          # costs [8, 8]
+m, n = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)             # means [5, 3]
+s, r = jnp.asarray(rng.uniform(0.5, 2.0, size=(2, 5, 3)), jnp.float32)  # scales [5, 3]
+x, y = np.asarray(rng.normal(size=(2, 8)), np.float32)                  # on a line [8]
+a, b = np.asarray(rng.dirichlet(np.ones(8), size=2), np.float32)        # weights [8]
+C = np.abs(x[:, None] - y) ** 2                                         # costs [8, 8]
 """
 
 

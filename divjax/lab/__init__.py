@@ -72,7 +72,7 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     superior(name, ours, theirs, *, margin, larger_is_better=True) -> Part
     not_worse(name, ours, theirs, *, margin, larger_is_better=True) -> Part
     stated(name, estimate, low, high, *, threshold, differences=None) -> Part    # a fit, a bound
-    control(name, ours, theirs, *, larger_is_better=True) -> Part   # beside the verdict, no part
+    control(name, ours, theirs, *, larger_is_better=True) -> Part   # shown, no part of the verdict
     piloted(config, settings, name) -> cells        # each setting on pilot, then on reported seeds
     parted(config, records) -> (pilot, reported)    # is_pilot(config, seed) for one seed
     conclude(parts, *, preset) -> Verdict           # the runner calls it
