@@ -108,12 +108,12 @@ def test_one_step_on_one_and_on_eight_devices(model, mode):
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0)), "activation must be an array, got the f"),
+        (eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0)), "activation must be an array, got a c"),
         (
             eqx.nn.Sequential([eqx.nn.Dropout()]),
             r"layers\[0\].inference must be an array",
         ),
-        ({"net": Linen()}, r"\['net'\] must be an array, got Linen"),
+        ({"net": Linen()}, r"\['net'\] must be an array, got a callable of type Linen"),
         ({"w": "path/to/w.npy"}, r"\['w'\] must be an array, got 'path/to/w.npy'"),
     ],
     ids=["function", "switch", "linen", "text"],

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from divjax.core import Array, Batch, Context, GradFn, Loss, Objective, PyTree
@@ -237,13 +238,12 @@ def _check_key(key: Array) -> None:
 def _check_params(params: PyTree) -> None:
     """Arrays and numbers alone: a function or a switch in a module is no parameter."""
     for path, leaf in _leaves(params):
-        array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-        number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
+        numeric = isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex)
         require(
-            array or number,
+            numeric and not isinstance(leaf, bool),
             "Step.init",
             f"params{jax.tree_util.keystr(path)} must be an array",
-            f"the function {leaf.__name__}" if hasattr(leaf, "__name__") else leaf,
+            f"a callable of type {type(leaf).__name__}" if callable(leaf) else leaf,
             "partition it: params, apply, carry = adapters.equinox(module), or likewise "
             "adapters.linen, adapters.haiku and models.split",
         )
