@@ -166,7 +166,9 @@ def _parse(command: str, arguments: Sequence[str], extras: Extras, preset: str) 
             ),
         ],
     )
-    claim = textwrap.fill(found.experiment.claim, shutil.get_terminal_size().columns)
+    width = shutil.get_terminal_size().columns
+    # tyro joins lines, save those that begin with a blank
+    claim = textwrap.fill(found.experiment.claim, width, subsequent_indent="  ")
     parsed: Any = tyro.cli(shape, args=rest, prog=f"divjax {command} {name}", description=claim)
     _refuse_counts(parsed.config, config)
     options = {extra[0]: vars(parsed)[extra[0]] for extra in extras}

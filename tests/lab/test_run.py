@@ -367,6 +367,7 @@ def test_the_name_may_stand_anywhere(divjax):
 def test_help_of_an_experiment_shows_its_config(divjax):
     code, out, _ = divjax(*RUN, "--help")
     assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
     for part in ("--preset {smoke,demo,cpu}", "--noise.scale FLOAT", "default: 20", "--fresh"):
         assert part in out
 
