@@ -319,8 +319,7 @@ def _part_line(letter: str, part: Part | None) -> Sequence[str]:
 
 def _meaning(found: Comparison) -> str:
     """What the columns of the metrics are, given the seeds that the runs share."""
-    shown = "Metrics: the last value of each seed, its mean ± the 95 % half-width; "
-    shown += "B\u00a0−\u00a0A is "  # on one line
+    shown = "Metrics: the last value of each seed, its mean ± the 95 % half-width; B − A is "
     if any(line.paired for line in found.lines):
         return shown + (
             "paired over the seeds that both runs have, with its 95 % interval; with 0 of those it "
