@@ -226,7 +226,7 @@ def _load(file: Path, note: Mapping[str, Any], shape: tuple[int, ...]) -> dict[s
         f"delete {file.stem}.json and call write again",
     )  # fmt: skip
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as held:
+        with np.load(io.BytesIO(content)) as held:
             arrays = {name: held[name] for name in _TYPES}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file}: must hold {list(_TYPES)}, {error}; restore it") from None
