@@ -185,7 +185,7 @@ def _finish(caller: str, of: Linear | Logits) -> tuple[dict[str, Array], Any]:
         z = z if use["bias"] is None else z + use["bias"]
         z = z * use["scale"]
         z = z if cap is None else cap * jnp.tanh(z / cap)
-        z = z / use["temperature"]
+        z = z * (1.0 / use["temperature"])
         return z[..., :valid]
 
     return shared, finish
