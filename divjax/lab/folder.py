@@ -84,7 +84,7 @@ def identity(experiment: Experiment, preset: str, config: Any, data: list[Any]) 
     return {
         "name": experiment.name,
         "paper": experiment.paper,
-        "claim": experiment.claim,
+        "claim": experiment.sentence(preset),
         "preset": preset,
         "overrides": changes(experiment, preset, config),
         "config": as_dict(config),
