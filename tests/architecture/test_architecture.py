@@ -35,6 +35,7 @@ EDGES = {
         "measure",
         "models",
         "train",
+        "lab",
     },
     "lab": {"core", "train"},
     "adapters": {"core", "divergences", "models"},
