@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from divjax.lab import Data, LabError, Provenance, Run, choose, digits, noisy_splits, parted
 from divjax.lab.cli import main
@@ -15,6 +17,7 @@ from divjax.lab.experiment import find
 from divjax.lab.folder import stored_presets
 from divjax.lab.records import read, rows
 from divjax.lab.verify import MATCH, verify
+from divjax.models import split
 from divjax.recipes import bench
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +28,7 @@ CHOICE = {  # how each experiment chooses: see its `analyse`
     "bd_kd": ("validation_nll", BY_NLL),
 }
 SHAPES = {"fashion_mnist": (784,), "cifar10": (16, 16, 3)}
+SMALL = {"fashion_mnist": bench.mlp(784, 4, 10), "cifar10": bench.cnn(3, 4)}
 NAMES = pytest.mark.parametrize("name", CHOICE)
 PRESETS = pytest.mark.parametrize("preset", SHAPES)
 
@@ -36,12 +40,13 @@ def _in_the_project(monkeypatch):
 
 @pytest.fixture
 def noise(monkeypatch):
-    """Noise in place of the images, and few of them: no data file is needed."""
+    """Noise in place of the images, few of them and small networks: no data file is needed."""
     for name, shape in SHAPES.items():
         rng = np.random.default_rng(0)
         x, y = rng.uniform(size=(60, *shape)).astype(np.float32), np.arange(60) % 10
         data = Data(x, y.astype(np.int32), Provenance(name, "noise", "0", False))
         sizes = {"train": 30, "validation": 10, "test": 20, "teacher_steps": 2}
+        sizes |= {"student": SMALL[name], "teacher": SMALL[name]}
         few = bench.IMAGES[name]._replace(load=lambda data=data: data, **sizes)
         monkeypatch.setitem(bench.IMAGES, name, few)
 
@@ -75,8 +80,7 @@ def test_three_seeds_side_by_side_or_each_in_a_cell_of_its_own(name, preset):
     assert experiment.sentence("cpu") == experiment.claim
 
 
-@NAMES
-@PRESETS
+@pytest.mark.parametrize(("name", "preset"), [("pld", "cifar10"), ("bd_kd", "fashion_mnist")])
 def test_a_cell_runs(name, preset, noise, tmp_path):
     experiment = find(name).experiment
     config = experiment.config(**{**experiment.presets[preset], "steps": 2, "evaluations": 1})
@@ -139,6 +143,18 @@ def status(found):
     return json.loads((found.results / "verdict.json").read_text())["status"]
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_networks_take_the_images_and_the_student_is_the_smaller(name):
+    images = bench.IMAGES[name]
+    sizes = []
+    for build in (images.student, images.teacher):
+        params, apply = split(nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))))
+        seen = jax.ShapeDtypeStruct((2, *SHAPES[name]), jnp.float32)
+        assert jax.eval_shape(apply, params, seen)[0].shape == (2, 10)
+        sizes.append(sum(x.size for x in jax.tree.leaves(params)))
+    assert 3 * sizes[0] < sizes[1]
+
+
 def test_halved_images_are_means_of_four_pixels():
     x = np.random.default_rng(0).uniform(size=(2, 4, 6, 3)).astype(np.float32)
     half = bench.halved(Data(x, np.zeros(2), None)).inputs
@@ -149,9 +165,9 @@ def test_halved_images_are_means_of_four_pixels():
 def test_a_test_split_of_a_given_size_leaves_the_others_as_they_were():
     sizes = {"train": 40, "validation": 20, "noise": 0.3}
     whole, few = (noisy_splits(digits(), 3, **sizes, test=test) for test in (None, 50))
-    for split in ("train", "validation"):
-        np.testing.assert_array_equal(few[split][0], whole[split][0])
-        np.testing.assert_array_equal(few[split][1], whole[split][1])
+    for part in ("train", "validation"):
+        np.testing.assert_array_equal(few[part][0], whole[part][0])
+        np.testing.assert_array_equal(few[part][1], whole[part][1])
     np.testing.assert_array_equal(few["test"][0], whole["test"][0][:50])
     with pytest.raises(LabError, match="splits of 1798 examples, there are 1797"):
         noisy_splits(digits(), 3, **sizes, test=1738)
