@@ -90,7 +90,7 @@ def _head(s: Sheet) -> str:
     return (
         f'<p class="over">divjax experiment, preset {escape(s.label)}, '
         f'<a href="https://arxiv.org/abs/{escape(e.paper)}">arXiv {escape(e.paper)}</a></p>'
-        f"<h1>{escape(e.name)}</h1>"
+        f"<h1>{escape(s.title)}</h1>"
         f'<p class="claim">{escape(s.sentence)}</p>'
         f'<div class="verdict {v.status}"><strong>{v.status.capitalize()}</strong>'
         f"<p>{escape(v.reason[:1].upper() + v.reason[1:])}.</p>{beside if before else ''}</div>"
@@ -113,7 +113,7 @@ def page(s: Sheet, figures: Mapping[str, bytes]) -> str:
         _table(s.data, "setup") if s.data.lines else "<p>No data were read.</p>",
         f"<details><summary>Configuration</summary>{_table(s.config, 'setup')}</details>",
     ]
-    title = f"{s.experiment.name}: {s.verdict.status}"
+    title = f"{s.title}: {s.verdict.status}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

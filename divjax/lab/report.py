@@ -44,7 +44,7 @@ def markdown(s: Sheet, figures: Mapping[str, str]) -> str:
     """The report as Markdown; `figures` maps titles to paths beside it."""
     e, v = s.experiment, s.verdict
     blocks = [
-        f"# {e.name}: {v.status}",
+        f"# {s.title}: {v.status}",
         f"{s.lead} ([arXiv {e.paper}](https://arxiv.org/abs/{e.paper})): {s.sentence}",
         f"Preset `{s.label}`: **{v.status}**, {v.reason}. {' '.join(stored_line(s))}".rstrip(),
         _markdown_table(parts_table(v.parts)),

@@ -46,6 +46,12 @@ class Sheet(NamedTuple):
         return label(self.preset, self.overrides)
 
     @property
+    def title(self) -> str:
+        """The experiment, and on what, where those are not the claim's data."""
+        name = self.experiment.name
+        return f"{name} on {self.preset}" if self.preset in self.experiment.beside else name
+
+    @property
     def lead(self) -> str:
         """What the sentence below is."""
         return "Beside the claim" if self.preset in self.experiment.beside else "Claim"

@@ -128,7 +128,7 @@ def test_stored_reports_tell_what_is_true_of_their_images(name):
     for preset in SHAPES:
         text = (found.stored(preset) / "report.md").read_text()
         verdict = json.loads((found.stored(preset) / "verdict.json").read_text())
-        assert text.startswith(f"# {name}: beside the verdict\n")
+        assert text.startswith(f"# {name} on {preset}: beside the verdict\n")
         for foreign in ("Written afterwards", "1797", "noisy digits", "chosen by", "figures had"):
             assert foreign not in text
         assert "each arm has the one that the cpu preset chose on digits" in text

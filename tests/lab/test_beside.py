@@ -67,7 +67,9 @@ def test_reports_say_what_they_are(divjax, host):
     assert "## The same on other images" in cpu
     # Differences 0.1, 0.101, 0.102: 0.101 -+ 4.3027 * 0.001 / sqrt(3).
     assert "| new higher | letters | +0.10100 | [+0.09852, +0.10348] | 0.5 |" in cpu
-    assert other.startswith("# host: beside the verdict\n\nBeside the claim ([arXiv 0000.00000]")
+    assert other.startswith(
+        "# host on letters: beside the verdict\n\nBeside the claim ([arXiv 0000.00000]"
+    )
     assert "The same on letters." in other
     assert "On numbers" not in other
     assert "The same on other images" not in other
