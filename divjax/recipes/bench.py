@@ -265,7 +265,7 @@ def distil(
         >>> run = SimpleNamespace(cell=cell, train=train, rows=lambda metrics: [metrics])
         >>> few = bench.IMAGES["digits"]._replace(teacher_steps=2)
         >>> sizes = {"noise": 0.2, "batch": 8, "rate": 3e-3, "steps": 2, "evaluations": 1}
-        >>> rows = list(bench.distil(run, kd.classical(), few, test=True, **sizes))
+        >>> rows = list(bench.distil(run, kd.classical(temperature=2.0), few, test=True, **sizes))
         >>> rows[0]["validation_accuracy"].shape, sorted(rows[1])[:2]
         ((2,), ['test_accuracy', 'test_ece'])
     """
