@@ -6,7 +6,7 @@ from pathlib import Path
 
 import symbols
 
-from divjax.lab import experiment, verify
+from divjax.lab import experiment, folder, shape, sheet, verify
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -84,9 +84,22 @@ def sections(table) -> str:
             rows = [[p["name"], p["status"], *figures(p)] for p in stored["parts"]]
             header = ["part of the claim", "status", "difference", "95 % interval", "must exceed"]
             out += [table(header, rows), ""]
+        if rows := beside(found):
+            header = ["part of the claim", "report", "difference", "95 % interval", "must exceed"]
+            out += [f"{sheet.OTHERS}: figures beside the verdict.", "", table(header, rows), ""]
         names = ", ".join(f"`{name}`" for name in uses(found.file))
         out += [f"It uses {names}." if names else "It uses `divjax.lab` alone.", ""]
     return "\n".join(out).rstrip()
+
+
+def beside(found) -> list[list[str]]:
+    """The parts of the claim in every stored preset on other data, with a link to its report."""
+    rows, e = [], found.experiment
+    for preset in folder.stored_presets(found):
+        link = f"[{preset}](../experiments/results/{e.name}/{preset}/report.md)"
+        held = folder.read_json(found.stored(preset) / folder.VERDICT, shape.VERDICT)
+        rows += [[p["name"], link, *figures(p)] for p in held["parts"] if preset in e.beside]
+    return rows
 
 
 def figures(part) -> list[str]:

@@ -69,6 +69,7 @@ def with_symbols(page: str, text: str) -> str:
 
 
 MADE = {
+    r"experiments/results/(\w+)/(\w+)/report\.md": r"reports/\1-\2.md",
     r"experiments/results/(\w+)/report\.md": r"reports/\1.md",
     r"experiments/(\w+)\.py": r"reports/\1.md#the-experiment-file",
     r"CONTRIBUTING\.md": "project/contributing.md",
@@ -99,6 +100,14 @@ def with_notebooks(text: str) -> str:
     return text.replace("<!-- notebooks -->", toctree if pages else "")
 
 
+def _report(docs: Path, name: str, results: Path) -> str:
+    """The stored report in a folder, its figures copied to where its page looks for them."""
+    if not (results / "report.md").exists():
+        return ""
+    shutil.copytree(results / "figures", docs / "reports" / name)
+    return (results / "report.md").read_text("utf-8").replace("](figures/", f"]({name}/")
+
+
 def write(docs: Path) -> None:
     """Reports of all experiments with their sources, CONTRIBUTING and CHANGELOG."""
     (docs / "project").mkdir()
@@ -108,16 +117,15 @@ def write(docs: Path) -> None:
     names: list[str] = []
     for file in sorted((ROOT / "experiments").glob("[!_]*.py")):
         results = ROOT / "experiments" / "results" / file.stem
-        if (results / "report.md").exists():
-            report = (results / "report.md").read_text("utf-8")
-            report = report.replace("](figures/", f"]({file.stem}/")
-            shutil.copytree(results / "figures", docs / "reports" / file.stem)
-        else:
-            report = f"# {file.stem}: no stored result\n"
-        names.append(file.stem)
+        report = _report(docs, file.stem, results) or f"# {file.stem}: no stored result\n"
         source = file.read_text("utf-8")
         code = f"## The experiment file\n\n{FENCE}python\n{source}{FENCE}\n"
         (docs / "reports" / f"{file.stem}.md").write_text(f"{report}\n{code}", "utf-8")
+        names.append(file.stem)
+        for folder in sorted(path.parent for path in results.glob("*/report.md")):
+            name = f"{file.stem}-{folder.name}"  # another preset, beside the verdict
+            (docs / "reports" / f"{name}.md").write_text(_report(docs, name, folder), "utf-8")
+            names.append(name)
     listed = "\n".join(names)
     text = "The reports as `divjax report` wrote them, each with its experiment file."
     index = f"# Reports\n\n{text}\n\n```{{toctree}}\n{listed}\n```\n"

@@ -59,11 +59,14 @@ An experiment is a file `experiments/NAME.py` with a module-level `EXPERIMENT`:
 A frozen teacher goes into the step: `lambda state, batch: update(state, batch, teacher)`. Several
 calls of `run.train` in one cell are checkpointed and resumed apart. The stored verdict of a paper
 is made by `divjax run NAME --preset cpu` and `divjax report NAME --preset cpu --store`, which keeps
-records, verdict, config and figures in experiments/results/NAME for git.
+records, verdict, config and figures in experiments/results/NAME for git. A preset on other data
+than the claim's is named in `beside`: it is stored in results/NAME/PRESET, is no verdict, and its
+figures are shown in the cpu report.
 
 Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
 
-    Experiment(name, paper, claim, config, presets, cells, run, analyse, data=no_data)
+    Experiment(name, paper, claim, config, presets, cells, run, analyse, data=no_data,
+               beside={})                       # preset -> what it measures beside the claim
     Cell(name, settings={}, seeds=())               # rows carry "cell" and the settings
     Report(parts, tables={}, figures={}, notes=())  # tables: DataFrames; figures: () -> Figure
     Run.train(step, state, batches, *, steps, evaluate, every, log=None, allow_nonfinite=False,
@@ -73,9 +76,9 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     not_worse(name, ours, theirs, *, margin, larger_is_better=True) -> Part
     stated(name, estimate, low, high, *, threshold, differences=None) -> Part    # a fit, a bound
     control(name, ours, theirs, *, larger_is_better=True) -> Part   # shown, no part of the verdict
-    piloted(config, settings, name) -> cells        # each setting on pilot, then on reported seeds
+    piloted(config, settings, name, *, apart=False) -> cells    # the pilot's seeds, then reported
     parted(config, records) -> (pilot, reported)    # is_pilot(config, seed) for one seed
-    conclude(parts, *, preset) -> Verdict           # the runner calls it
+    conclude(parts, *, preset, beside=False) -> Verdict     # the runner calls it
     final(records, metric) -> records               # the last row of each cell and seed
     by_seed(records, metric, *, by) -> {group: {seed: value}}
     keep(records, choice, *, by) -> records         # the rows of the chosen settings
@@ -88,7 +91,7 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     plots.intervals(parts) -> Figure                             # every report has this one
     digits() -> Data(inputs, labels, provenance)                 # real 8x8 images
     fashion_mnist(path=None), cifar10(path=None, *, count) -> Data    # files in $DIVJAX_DATA
-    noisy_splits(data, seed, *, train, validation, noise) -> {split: (inputs, labels)}
+    noisy_splits(data, seed, *, train, validation, noise, test=None) -> {split: (inputs, labels)}
     stacked_splits(data, seeds, *, ...) -> the same with a leading axis [S]
     minibatches({name: [S, N, ...]}, seeds, *, size) -> (step -> {name: [S, B, ...]})
     load(name, read, *, source, path=None) -> (arrays, Provenance)      # path or $DIVJAX_DATA

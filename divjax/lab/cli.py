@@ -54,7 +54,7 @@ Extras = Sequence[tuple[str, Any, Any, str]]  # name, type, default, help
 
 OUT = ("out", Path | None, None, "the run folder; runs/NAME/PRESET when not given")
 FRESH = ("fresh", bool, False, "refuse a run folder that is not empty")
-STORE = ("store", bool, False, "keep the cpu results in experiments/results/NAME, for git")
+STORE = ("store", bool, False, "keep the results in experiments/results, for git")
 JSON = ("json", bool, False, "print one line of JSON")
 
 
@@ -220,13 +220,15 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def report_(arguments: Sequence[str]) -> int:
-    """Writes the report of a run folder again, and stores the results of the cpu preset."""
+    """Writes the report of a run folder again, and stores its results."""
     from divjax.lab import folder, report, runner, terminal
+    from divjax.lab.verdict import PROVISIONAL
 
     chosen = _parse("report", arguments, (OUT, STORE), "cpu")
     found, preset, config, options = chosen
-    if options["store"] and (preset != "cpu" or folder.changes(found.experiment, preset, config)):
-        raise LabError("--store keeps the cpu preset without overrides, nothing else")
+    small = preset in PROVISIONAL
+    if options["store"] and (small or folder.changes(found.experiment, preset, config)):
+        raise LabError("--store keeps a preset that is neither smoke nor demo, without overrides")
     place = options["out"] or folder.default_folder(found.experiment, preset, config)
     data = folder.data_identity(found.experiment, config)
     folder.require_same(place, folder.identity(found.experiment, preset, config, data))
@@ -234,12 +236,12 @@ def report_(arguments: Sequence[str]) -> int:
     sheet = report.write(found, outcome.report, outcome.verdict, place)
     terminal.show_sheet(terminal.console(), sheet, place)
     if options["store"]:
-        print(f"stored in {folder.store(found, place)}")
+        print(f"stored in {folder.store(found, preset, place)}")
     return 0
 
 
 def verify_(arguments: Sequence[str]) -> int:
-    """Recomputes stored verdicts (of other presets than cpu: of the run); 1 for a mismatch."""
+    """Recomputes stored verdicts (of a preset that is not stored: of the run); 1 for a mismatch."""
     from divjax.lab import folder, terminal
     from divjax.lab.experiment import Found, files, folders, load_file
     from divjax.lab.verify import MISMATCH, MISSING, as_json, row, verify
@@ -253,18 +255,19 @@ def verify_(arguments: Sequence[str]) -> int:
         if not every:  # a wrong folder must not look like success
             raise LabError(f"no experiments in {', '.join(map(str, folders())) or 'any folder'}")
         checks = [
-            (each, verify(each, "cpu", each.experiment.preset("cpu"), each.results))
+            (each, verify(each, preset, each.experiment.preset(preset), each.stored(preset)))
             for each in every
+            for preset in ("cpu", *folder.stored_presets(each))
         ]
         as_lines, bad = "--json" in arguments, [MISMATCH]
     else:
         chosen = _parse("verify", arguments, (OUT, JSON), "cpu")
-        run_folder = folder.default_folder(chosen.found.experiment, chosen.preset, chosen.config)
-        stored = chosen.found.results if chosen.preset == "cpu" else run_folder
-        place = chosen.options["out"] or stored
-        check = verify(chosen.found, chosen.preset, chosen.config, place)
-        checks = [(chosen.found, check)]
-        as_lines, bad = chosen.options["json"], [MISMATCH, MISSING]
+        found, preset, config, options = chosen
+        kept = found.stored(preset)
+        if preset != "cpu" and not folder.is_stored(kept):
+            kept = folder.default_folder(found.experiment, preset, config)
+        checks = [(found, verify(found, preset, config, options["out"] or kept))]
+        as_lines, bad = options["json"], [MISMATCH, MISSING]
     rows = [row(found, check) for found, check in checks]
     if as_lines:
         for line in rows:

@@ -59,7 +59,7 @@ def digits() -> Data:
 
 
 def noisy_splits(
-    data: Data, seed: int, *, train: int, validation: int, noise: float
+    data: Data, seed: int, *, train: int, validation: int, noise: float, test: int | None = None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """A seed's own train, validation and test split; only training labels are noisy.
 
@@ -67,8 +67,12 @@ def noisy_splits(
         data: N examples.
         seed: of the split and of the noise.
         train: examples of the first split.
-        validation: of the second; the rest is the test split.
+        validation: of the second.
         noise: share of the training labels that is replaced by a uniform draw.
+        test: of the third; all the others when None.
+
+    Raises:
+        LabError: there are fewer examples.
 
     Returns:
         {"train": (inputs, labels), "validation": ..., "test": ...}.
@@ -78,8 +82,11 @@ def noisy_splits(
         >>> {name: len(labels) for name, (_, labels) in parts.items()}
         {'train': 400, 'validation': 597, 'test': 800}
     """
+    total = len(data.labels) if test is None else train + validation + test
+    if total > len(data.labels):
+        raise LabError(f"splits of {total} examples, there are {len(data.labels)}")
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(data.labels))
+    order = rng.permutation(len(data.labels))[:total]
     x, y = data.inputs[order], data.labels[order].copy()
     noisy = rng.uniform(size=train) < noise
     y[:train] = np.where(noisy, rng.integers(0, data.labels.max() + 1, train), y[:train])
@@ -89,7 +96,13 @@ def noisy_splits(
 
 
 def stacked_splits(
-    data: Data, seeds: Sequence[int], *, train: int, validation: int, noise: float
+    data: Data,
+    seeds: Sequence[int],
+    *,
+    train: int,
+    validation: int,
+    noise: float,
+    test: int | None = None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`noisy_splits` of every seed, with a leading axis [S].
 
@@ -99,7 +112,8 @@ def stacked_splits(
         (2, 400, 64)
     """
     each = [
-        noisy_splits(data, seed, train=train, validation=validation, noise=noise) for seed in seeds
+        noisy_splits(data, seed, train=train, validation=validation, noise=noise, test=test)
+        for seed in seeds
     ]
     return {
         name: (np.stack([e[name][0] for e in each]), np.stack([e[name][1] for e in each]))

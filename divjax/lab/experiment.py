@@ -100,6 +100,8 @@ class Experiment:
         run: (config, cell, run) -> rows, as a generator; equal calls yield equal rows.
         analyse: (config, records) -> Report; reads nothing but its arguments.
         data: config -> provenance of all data that are read.
+        beside: preset -> what it measures, for presets on other data than the claim's; their
+            figures stand beside the verdict.
 
     Raises:
         LabError: a name, preset or field that cannot work.
@@ -114,6 +116,7 @@ class Experiment:
     run: Callable[[Config, Cell, Run], Iterator[Record]]
     analyse: Callable[[Config, Records], Report]
     data: Callable[[Config], Iterable[Provenance]] = no_data
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"Experiment {self.name!r}"
@@ -127,12 +130,18 @@ class Experiment:
         for preset, changes in self.presets.items():
             for key in set(changes) - set(fields):
                 raise LabError(f"{where}: preset {preset} sets '{key}'; {nearest(key, fields)}")
+        if unknown := set(self.beside) - (set(self.presets) - {"smoke", "demo", "cpu"}):
+            raise LabError(f"{where}: beside names {sorted(unknown)}; name presets of other data")
 
     def preset(self, name: str) -> Config:
         """The config of a preset."""
         if name not in self.presets:
             raise LabError(f"{self.name} has no preset '{name}'; {nearest(name, self.presets)}")
         return self.config(**self.presets[name])
+
+    def sentence(self, preset: str) -> str:
+        """What a preset is about: the claim, or what it measures beside it."""
+        return self.beside.get(preset, self.claim)
 
 
 class Found(NamedTuple):
@@ -145,6 +154,10 @@ class Found(NamedTuple):
     def results(self) -> Path:
         """The folder of its stored cpu results."""
         return self.file.parent / "results" / self.experiment.name
+
+    def stored(self, preset: str) -> Path:
+        """The folder of a preset's stored results: inside that of cpu for all others."""
+        return self.results if preset == "cpu" else self.results / preset
 
 
 def folders() -> list[Path]:

@@ -84,7 +84,7 @@ def identity(experiment: Experiment, preset: str, config: Any, data: list[Any]) 
     return {
         "name": experiment.name,
         "paper": experiment.paper,
-        "claim": experiment.claim,
+        "claim": experiment.sentence(preset),
         "preset": preset,
         "overrides": changes(experiment, preset, config),
         "config": as_dict(config),
@@ -236,11 +236,23 @@ def timings(folder: Path) -> list[float]:
     return seconds
 
 
-def store(found: Found, place: Path) -> Path:
+def store(found: Found, preset: str, place: Path) -> Path:
     """Copies what belongs into git: records, verdict, config, environment, report.md, figures."""
-    found.results.mkdir(parents=True, exist_ok=True)
+    kept = found.stored(preset)
+    kept.mkdir(parents=True, exist_ok=True)
     for name in STORED:
-        write_atomic(found.results / name, (place / name).read_bytes())
-    shutil.rmtree(found.results / "figures", ignore_errors=True)
-    shutil.copytree(place / "figures", found.results / "figures")
-    return found.results
+        write_atomic(kept / name, (place / name).read_bytes())
+    shutil.rmtree(kept / "figures", ignore_errors=True)
+    shutil.copytree(place / "figures", kept / "figures")
+    return kept
+
+
+def is_stored(place: Path) -> bool:
+    """Whether a folder holds any of the files that are stored."""
+    return any((place / name).exists() for name in STORED)
+
+
+def stored_presets(found: Found) -> list[str]:
+    """The presets besides cpu of which results are stored, in the experiment's order."""
+    others = [preset for preset in found.experiment.presets if preset != "cpu"]
+    return [preset for preset in others if is_stored(found.stored(preset))]

@@ -4,11 +4,11 @@ import base64
 from collections.abc import Mapping
 from html import escape
 
-from divjax.lab.sheet import CAPTION, Sheet, Table, parts_table, stored_line
+from divjax.lab.sheet import CAPTION, OTHERS, Sheet, Table, parts_table, stored_line
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #5a6672; --rule: #dfe4e9; --paper: #ffffff;
-  --reproduced: #2b7a4b; --contradicted: #b3362b; --inconclusive: #5a6672; }
+  --beside: #2f5d8a; --reproduced: #2b7a4b; --contradicted: #b3362b; --inconclusive: #5a6672; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f4f6f8; color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -23,7 +23,7 @@ h2 { margin: 40px 0 10px; font-size: 19px; line-height: 1.3; }
 .verdict strong { display: block; font-size: 24px; line-height: 1.25; color: var(--tone); }
 .verdict p { margin: 4px 0 0; max-width: 62ch; }
 .reproduced { --tone: var(--reproduced); } .contradicted { --tone: var(--contradicted); }
-.inconclusive { --tone: var(--inconclusive); }
+.inconclusive { --tone: var(--inconclusive); } .beside { --tone: var(--beside); }
 .scroll { overflow-x: auto; margin: 0 0 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; line-height: 1.4;
   font-variant-numeric: tabular-nums; }
@@ -90,8 +90,8 @@ def _head(s: Sheet) -> str:
     return (
         f'<p class="over">divjax experiment, preset {escape(s.label)}, '
         f'<a href="https://arxiv.org/abs/{escape(e.paper)}">arXiv {escape(e.paper)}</a></p>'
-        f"<h1>{escape(e.name)}</h1>"
-        f'<p class="claim">{escape(e.claim)}</p>'
+        f"<h1>{escape(s.title)}</h1>"
+        f'<p class="claim">{escape(s.sentence)}</p>'
         f'<div class="verdict {v.status}"><strong>{v.status.capitalize()}</strong>'
         f"<p>{escape(v.reason[:1].upper() + v.reason[1:])}.</p>{beside if before else ''}</div>"
     )
@@ -107,12 +107,13 @@ def page(s: Sheet, figures: Mapping[str, bytes]) -> str:
         *(f"<h2>{escape(title)}</h2>{_table(table)}" for title, table in s.tables.items()),
         *(_figure(title, picture) for title, picture in others),
         *(f'<p class="note">{escape(note)}</p>' for note in s.notes),
+        f"<h2>{OTHERS}</h2>{_table(s.others, 'figures parts')}" if s.others.lines else "",
         "<h2>How it was run</h2>",
         _table(Table(("", ""), s.setup), "setup"),
         _table(s.data, "setup") if s.data.lines else "<p>No data were read.</p>",
         f"<details><summary>Configuration</summary>{_table(s.config, 'setup')}</details>",
     ]
-    title = f"{s.experiment.name}: {s.verdict.status}"
+    title = f"{s.title}: {s.verdict.status}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -28,14 +28,19 @@ class Gridded(Protocol):
 
 
 def piloted(
-    config: Gridded, settings: Sequence[Mapping[str, Any]], name: Callable[[Mapping[str, Any]], str]
+    config: Gridded,
+    settings: Sequence[Mapping[str, Any]],
+    name: Callable[[Mapping[str, Any]], str],
+    *,
+    apart: bool = False,
 ) -> list[Cell]:
-    """Every setting with all its seeds in one cell, the pilot's first.
+    """Every setting with all its seeds in one cell, or in one for each seed; the pilot's first.
 
     Args:
         config: has `grid` and `seeds`.
         settings: columns of a cell's rows, one mapping per cell.
         name: of a setting; the pilot's cells have "pilot-" in front.
+        apart: one cell a seed, with "-seed1000" behind its name.
 
     Example:
         >>> from types import SimpleNamespace
@@ -44,11 +49,14 @@ def piloted(
         [('pilot-kl', (0, 1)), ('kl', (1000, 1001))]
     """
     runs = {"pilot-": PILOT, "": REPORTED} if config.grid else {"": PILOT}
-    return [
+    cells = [
         Cell(prefix + name(setting), setting, range(first, first + config.seeds))
         for prefix, first in runs.items()
         for setting in settings
     ]
+    if not apart:
+        return cells
+    return [Cell(f"{c.name}-seed{s}", c.settings, [s]) for c in cells for s in c.seeds]
 
 
 def is_pilot(config: Gridded, seed: int) -> bool:

@@ -10,7 +10,7 @@ from divjax.lab import plots
 from divjax.lab.experiment import Experiment, Found, Report
 from divjax.lab.page import page
 from divjax.lab.records import plain, sha256, write_atomic
-from divjax.lab.sheet import CAPTION, Sheet, Table, gather, parts_table, stored_line
+from divjax.lab.sheet import CAPTION, OTHERS, Sheet, Table, gather, parts_table, stored_line
 from divjax.lab.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def verdict_json(
         }
         for part in verdict.parts
     ]
-    head = {"name": experiment.name, "paper": experiment.paper, "claim": experiment.claim}
+    claim = experiment.sentence(preset)
+    head = {"name": experiment.name, "paper": experiment.paper, "claim": claim}
     judged = {"preset": preset, "status": verdict.status, "reason": verdict.reason}
     return dict(plain({**head, **judged, "parts": parts, "records_sha256": sha256(content)}))
 
@@ -43,14 +44,15 @@ def markdown(s: Sheet, figures: Mapping[str, str]) -> str:
     """The report as Markdown; `figures` maps titles to paths beside it."""
     e, v = s.experiment, s.verdict
     blocks = [
-        f"# {e.name}: {v.status}",
-        f"Claim ([arXiv {e.paper}](https://arxiv.org/abs/{e.paper})): {e.claim}",
+        f"# {s.title}: {v.status}",
+        f"{s.lead} ([arXiv {e.paper}](https://arxiv.org/abs/{e.paper})): {s.sentence}",
         f"Preset `{s.label}`: **{v.status}**, {v.reason}. {' '.join(stored_line(s))}".rstrip(),
         _markdown_table(parts_table(v.parts)),
         *(f"**{title}**\n\n{_markdown_table(table)}" for title, table in s.tables.items()),
         *(f"**{title}**\n\n![{title}]({path})" for title, path in figures.items()),
         CAPTION,
         *s.notes,
+        *((f"## {OTHERS}", _markdown_table(s.others)) if s.others.lines else ()),
         "## How it was run",
         _markdown_table(Table(("", ""), s.setup)),
         _markdown_table(s.data) if s.data.lines else "No data were read.",

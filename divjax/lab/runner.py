@@ -211,7 +211,8 @@ def outcome(found: Found, preset: str, config: Any, place: Path) -> Outcome:
     if problems:
         raise LabError(f"{path}: {'; '.join(problems)}; run the experiment again")
     report = found.experiment.analyse(config, records.rows(entries))
-    return Outcome(place, report, conclude(report.parts, preset=preset))
+    beside = preset in found.experiment.beside
+    return Outcome(place, report, conclude(report.parts, preset=preset, beside=beside))
 
 
 def incomplete(entries: list[dict[str, Any]], cells: list[Cell], *, where: str) -> list[str]:

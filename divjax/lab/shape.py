@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from divjax.lab.records import revive
-from divjax.lab.verdict import STATUSES
+from divjax.lab.verdict import BESIDE, STATUSES
 
 
 class Leaf(NamedTuple):
@@ -30,6 +30,7 @@ TEXT = Leaf("text", lambda value: isinstance(value, str))
 FLAG = Leaf("true or false", lambda value: isinstance(value, bool))
 NUMBER = Leaf("a number", _is_number)
 STATUS = Leaf(f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}", lambda value: value in STATUSES)
+CONCLUSION = Leaf(f"{', '.join(STATUSES)} or {BESIDE}", lambda value: value in (*STATUSES, BESIDE))
 ANYTHING = Leaf("anything", lambda value: True)
 
 # A list holds any number of its one shape, an object the named ones; ... stands for any key.
@@ -43,7 +44,7 @@ PART = {
     "status": STATUS,
     "differences": {...: NUMBER},
 }
-VERDICT = {**HEAD, "status": STATUS, "reason": TEXT, "parts": [PART]}
+VERDICT = {**HEAD, "status": CONCLUSION, "reason": TEXT, "parts": [PART]}
 CONFIG = {
     **HEAD,
     "overrides": {...: ANYTHING},

@@ -20,6 +20,8 @@ from divjax.lab.verdict import (
     judge,
 )
 
+OTHERS = "The same on other images"
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -39,6 +41,7 @@ class Sheet(NamedTuple):
     overrides: Mapping[str, Any]
     verdict: Verdict
     stored: Mapping[str, Any] | None  # the stored verdict, where it is another one
+    others: Table  # of the cpu preset: the parts in stored presets on other data
     tables: Mapping[str, Table]
     notes: Sequence[str]
     setup: Sequence[tuple[str, str]]
@@ -49,6 +52,22 @@ class Sheet(NamedTuple):
     def label(self) -> str:
         """The preset with what was overridden: another grid than the one that was committed."""
         return label(self.preset, self.overrides)
+
+    @property
+    def title(self) -> str:
+        """The experiment, and on what, where those are not the claim's data."""
+        name = self.experiment.name
+        return f"{name} on {self.preset}" if self.preset in self.experiment.beside else name
+
+    @property
+    def lead(self) -> str:
+        """What the sentence below is."""
+        return "Beside the claim" if self.preset in self.experiment.beside else "Claim"
+
+    @property
+    def sentence(self) -> str:
+        """The claim, or what the preset measures beside it."""
+        return self.experiment.sentence(self.preset)
 
 
 def label(preset: str, overrides: Mapping[str, Any]) -> str:
@@ -149,9 +168,9 @@ def gather(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet
     """Gathers what the report of a run folder shows."""
     identity = folders.read_json(place / folders.CONFIG)
     stored_file = found.results / folders.VERDICT
-    provisional = identity["preset"] in PROVISIONAL
+    preset = identity["preset"]
     stored = None
-    if provisional and stored_file.exists():
+    if preset != "cpu" and stored_file.exists():
         stored = folders.read_json(stored_file, shape.VERDICT)
     overrides = identity["overrides"]
     config = [
@@ -164,16 +183,31 @@ def gather(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet
     ]
     return Sheet(
         experiment=found.experiment,
-        preset=identity["preset"],
+        preset=preset,
         overrides=overrides,
         verdict=verdict,
         stored=stored,
+        others=others(found) if preset == "cpu" else Table((), []),
         tables={title: _table(table) for title, table in report.tables.items()},
         notes=report.notes,
         setup=_setup(place),
         config=Table(("field", "value", "overridden"), config),
         data=Table(("data", "real", "source", "sha256"), data),
     )
+
+
+def others(found: Found) -> Table:
+    """The parts of the claim in every stored preset on other data, one line each."""
+    lines = []
+    for preset in folders.stored_presets(found):
+        held = folders.read_json(found.stored(preset) / folders.VERDICT, shape.VERDICT)
+        for part in held["parts"] if preset in found.experiment.beside else ():
+            estimate, low, high, bound = (
+                float(part[k]) for k in ("estimate", "low", "high", "threshold")
+            )
+            lines.append((part["name"], preset, *signed(estimate, low, high), number(bound)))
+    columns = ("part of the claim", "preset", "difference", "95 % interval", "must exceed")
+    return Table(columns, lines)
 
 
 CAPTION = (
@@ -184,12 +218,12 @@ CAPTION = (
 
 
 def stored_line(s: Sheet) -> tuple[str, str, str]:
-    """What the stored cpu run says, beside a preset that is too small to say anything.
+    """What the stored cpu run says, beside a preset that decides nothing.
 
     Returns:
         (introduction, status, reason); three empty texts for a preset that speaks for itself.
     """
-    if s.preset not in PROVISIONAL:
+    if s.preset not in (*PROVISIONAL, *s.experiment.beside):
         return "", "", ""
     if s.stored is None:
         return "No verdict of the cpu preset is stored yet.", "", ""

@@ -27,7 +27,7 @@ from divjax.lab.sheet import (
     stored_line,
     undecided,
 )
-from divjax.lab.verdict import CONTRADICTED, INCONCLUSIVE, REPRODUCED, Part
+from divjax.lab.verdict import BESIDE, CONTRADICTED, INCONCLUSIVE, PROVISIONAL, REPRODUCED, Part
 from divjax.lab.verify import MATCH, MISMATCH, MISSING, UNREADABLE, stored_verdict
 
 TONES = {
@@ -36,6 +36,7 @@ TONES = {
     CONTRADICTED: "red",
     MISMATCH: "red",
     INCONCLUSIVE: "yellow",
+    BESIDE: "cyan",
     MISSING: "dim",
     UNREADABLE: "red",
 }
@@ -126,7 +127,7 @@ def show_start(out: Console, found: Found, preset: str, config: Any) -> None:
     experiment = found.experiment
     changed = folders.changes(experiment, preset, config)
     _say(out, f"{experiment.name} (arXiv {experiment.paper}), preset {preset}", "bold")
-    _say(out, experiment.claim)
+    _say(out, experiment.sentence(preset))
     values = folders.as_dict(config)
     shown = "  ".join(
         f"{k}={v}{' (overridden)' if k in changed else ''}" for k, v in values.items()
@@ -200,7 +201,7 @@ def show_experiment(found: Found, preset: str, config: Any) -> None:
 def show_checks(rows: Sequence[Mapping[str, Any]]) -> None:
     """What verify found, with the problems below and what to do about them."""
     out = console()
-    lines = [(row["name"], row["verify"], row["status"], _figures(row)) for row in rows]
+    lines = [(_run(row), row["verify"], row["status"], _figures(row)) for row in rows]
     columns = ("name", "records", "stored verdict", "differences")
     show_table(out, Table(columns, lines), wrap_last=True)
     for row in rows:
@@ -214,7 +215,7 @@ def show_checks(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _show_problems(out: Console, row: Mapping[str, Any]) -> None:
     problems = row["problems"]
-    _say(out, f"{row['name']}:", "bold")
+    _say(out, f"{_run(row)}:", "bold")
     for problem in problems[:PROBLEMS]:
         _say(out, problem, indent=2)
     if len(problems) > PROBLEMS:
@@ -228,8 +229,13 @@ def _show_problems(out: Console, row: Mapping[str, Any]) -> None:
 
 def _renew(row: Mapping[str, Any]) -> str:
     again = f"divjax run {row['name']} --preset {row['preset']}"
-    keep = f", then divjax report {row['name']} --preset cpu --store"
-    return again + (keep if row["preset"] == "cpu" else "")
+    keep = f", then divjax report {row['name']} --preset {row['preset']} --store"
+    return again + ("" if row["preset"] in PROVISIONAL else keep)
+
+
+def _run(row: Mapping[str, Any]) -> str:
+    """NAME, or NAME:PRESET beside it."""
+    return row["name"] if row["preset"] == "cpu" else f"{row['name']}:{row['preset']}"
 
 
 def _figures(row: Mapping[str, Any]) -> str:

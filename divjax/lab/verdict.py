@@ -11,6 +11,7 @@ from divjax.core.check import require
 
 REPRODUCED, CONTRADICTED, INCONCLUSIVE = "reproduced", "contradicted", "inconclusive"
 STATUSES = REPRODUCED, CONTRADICTED, INCONCLUSIVE
+BESIDE = "beside the verdict"  # of a preset, never of a part
 PROVISIONAL = ("smoke", "demo")  # presets too small to decide anything
 
 
@@ -44,7 +45,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Status of the whole claim, the reason in a sentence, and the parts as evidence."""
+    """Status of the whole claim, or `BESIDE`; the reason in a sentence; the parts as evidence."""
 
     status: str
     reason: str
@@ -221,15 +222,17 @@ def _paired(
     )
 
 
-def conclude(parts: Sequence[Part], *, preset: str) -> Verdict:
+def conclude(parts: Sequence[Part], *, preset: str, beside: bool = False) -> Verdict:
     """All parts reproduced: reproduced; one contradicted: contradicted; else inconclusive.
 
     The presets of `PROVISIONAL` are too small to decide, so they and each of their parts are
-    inconclusive whatever the figures say.
+    inconclusive whatever the figures say. Figures on other data than the claim's are no verdict;
+    their parts keep the status that the rule gives them.
 
     Args:
         parts: at least one.
         preset: the preset that the records come from.
+        beside: these are other data than the claim's.
 
     Raises:
         ValueError: there is no part, or two have one name.
@@ -238,6 +241,8 @@ def conclude(parts: Sequence[Part], *, preset: str) -> Verdict:
         >>> part = stated("slope above 0", 1.0, 0.5, 1.5, threshold=0.0)
         >>> conclude([part], preset="cpu").status, conclude([part], preset="demo").status
         ('reproduced', 'inconclusive')
+        >>> conclude([part], preset="cifar10", beside=True).status
+        'beside the verdict'
     """
     names = [part.name for part in parts]
     require(len(names) > 0, "conclude", "a verdict needs at least one part", names, "add one")
@@ -247,6 +252,10 @@ def conclude(parts: Sequence[Part], *, preset: str) -> Verdict:
     if preset in PROVISIONAL:
         undecided = [dataclasses.replace(part, status=INCONCLUSIVE) for part in parts]
         return Verdict(INCONCLUSIVE, f"the preset '{preset}' is too small to decide", undecided)
+    if beside:
+        seeds = max(len(part.differences) for part in parts)
+        reason = f"figures on another data set, {seeds} seeds; the preset 'cpu' judges the claim"
+        return Verdict(BESIDE, reason, parts)
     contradicted = [part.name for part in parts if part.status == CONTRADICTED]
     open_parts = [part.name for part in parts if part.status == INCONCLUSIVE]
     if contradicted:

@@ -60,7 +60,7 @@ def verify(found: Found, preset: str, config: Any, place: Path) -> Check:
     or seeds that are missing, rows that are there twice or were changed; a verdict that the
     records do not give; a file of another shape. `MISSING` is a folder with none of the files.
     """
-    if not any((place / name).exists() for name in folders.STORED):
+    if not folders.is_stored(place):
         return Check(preset, MISSING, [], None)
     problems: list[str] = []
     stored = None
@@ -107,11 +107,12 @@ def row(found: Found, check: Check | None) -> dict[str, Any]:
         part["name"]: {k: part[k] for k in ("estimate", "low", "high", "threshold", "status")}
         for part in (verdict or {}).get("parts", [])
     }
+    preset = check.preset if check else "cpu"
     line = {
         "name": found.experiment.name,
         "paper": found.experiment.paper,
-        "claim": found.experiment.claim,
-        "preset": check.preset if check else "cpu",
+        "claim": found.experiment.sentence(preset),
+        "preset": preset,
         "status": status,
         "figures": figures,
     }

@@ -181,6 +181,12 @@ def test_papers_are_those_of_the_experiments_with_their_stored_figures():
                 f"| {part['name']} | {part['status']} | {part['estimate']:+.4f} | [{low}, {high}]"
             )
             assert line in section
+        for other in sorted(stored.parent.glob("*/verdict.json")):
+            assert "figures beside the verdict" in section
+            for part in json.loads(other.read_text())["parts"]:
+                link = f"[{other.parent.name}](../experiments/results/{file.stem}/"
+                line = f"| {part['name']} | {link}{other.parent.name}/report.md) | "
+                assert f"{line}{part['estimate']:+.4f} | " in section
 
 
 def test_the_names_that_an_experiment_uses(tmp_path):
@@ -239,8 +245,21 @@ def test_links_lead_outside_on_github_and_to_pages_on_the_site():
     assert site_pages.with_site_links("papers", text) == (
         "[a](reports/pld.md#the-experiment-file) [b](reports/pld.md) [c](x.md)"
     )
+    other = "[b](../experiments/results/pld/cifar10/report.md)"
+    assert site_pages.with_site_links("papers", other) == "[b](reports/pld-cifar10.md)"
     inner = site_pages.with_site_links("api/lab", "[a](../../CONTRIBUTING.md#a-paper)")
     assert inner == "[a](../project/contributing.md#a-paper)"
+
+
+def test_every_stored_report_is_a_page_with_its_figures(tmp_path):
+    site_pages.write(tmp_path)
+    listed = (tmp_path / "reports" / "index.md").read_text()
+    for report in (ROOT / "experiments" / "results").rglob("report.md"):
+        name = "-".join(report.parent.relative_to(ROOT / "experiments" / "results").parts)
+        page = (tmp_path / "reports" / f"{name}.md").read_text()
+        assert f"\n{name}\n" in listed
+        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
+            assert (tmp_path / "reports" / picture).is_file()
 
 
 SOURCES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "api").glob("*.md")]

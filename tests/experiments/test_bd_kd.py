@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax.lab import REPORTED
+from divjax.lab import REPORTED, digits
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("bd_kd", ROOT / "experiments" / "bd_kd.py")
@@ -38,18 +38,22 @@ def divjax(*words):
 
 
 def test_splits_are_disjoint_noisy_in_training_only_and_paired_by_seed():
-    parts = bd_kd.splits(1000)
+    def splits(seed):
+        stacked = bd_kd.splits(bd_kd.IMAGES["digits"], [seed])
+        return {name: (x[0], y[0]) for name, (x, y) in stacked.items()}
+
+    parts = splits(1000)
     assert [len(parts[n][1]) for n in ("train", "validation", "test")] == [400, 597, 800]
     images = np.concatenate([parts[n][0] for n in parts])
-    clean = bd_kd.digits()
+    clean = digits()
     assert sorted(map(bytes, images)) == sorted(map(bytes, clean.inputs))
     of = dict(zip(map(bytes, clean.inputs), clean.labels, strict=True))
     wrong = {n: np.mean([of[bytes(x)] != t for x, t in zip(*parts[n], strict=True)]) for n in parts}
     assert wrong["validation"] == wrong["test"] == 0
     assert 0.2 < wrong["train"] < 0.34  # 30 % redrawn, a tenth of which by the same label
-    again = bd_kd.splits(1000)
+    again = splits(1000)
     assert all((again[n][0] == parts[n][0]).all() for n in parts)
-    assert not (bd_kd.splits(1001)["test"][0] == parts["test"][0]).all()
+    assert not (splits(1001)["test"][0] == parts["test"][0]).all()
 
 
 def test_every_arm_has_an_equal_grid_and_every_preset_the_same_arms():
@@ -115,7 +119,8 @@ OUTLIER = "bd2-rate0.003-weight0.5", 1008
 
 @pytest.mark.parametrize("arm", bd_kd.ARMS)
 def test_gradients_stay_with_their_network(arm):
-    params, apply = bd_kd.networks(0)
+    stacked, apply = bd_kd.networks(bd_kd.IMAGES["digits"], [0])
+    params = jax.tree.map(lambda x: x[0], stacked)
     batch = {"x": jnp.ones((4, 64)) * jnp.arange(4.0)[:, None], "y": jnp.arange(4)}
     objective = bd_kd.make_objective(apply, bd_kd.ARMS[arm], 1.0)
     terms = objective(params, batch, None).terms

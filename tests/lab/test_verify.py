@@ -184,7 +184,10 @@ def test_missing_files(divjax, results):
         ({"parts": 3}, "parts must be a list, got 3"),
         ({"parts": [3]}, "parts[0] must be an object, got 3"),
         ({"parts": [{}]}, "parts[0] lacks name, estimate"),
-        ({"status": "splendid"}, "status must be reproduced, contradicted or inconclusive"),
+        (
+            {"status": "splendid"},
+            "status must be reproduced, contradicted, inconclusive or beside the verdict",
+        ),
         ({"claim": None}, "claim must be text, got None"),
         ({"estimate": "0.5"}, "parts[0].estimate must be a number, got '0.5'"),
         ({"low": True}, "parts[0].low must be a number, got True"),
@@ -283,12 +286,12 @@ def test_verify_all_shows_what_has_no_results(divjax, results, tmp_path, monkeyp
     assert "no experiments in" in err
 
 
-def test_only_the_cpu_preset_is_stored(divjax, stored, monkeypatch):
+def test_small_and_overridden_runs_are_not_stored(divjax, stored, monkeypatch):
     monkeypatch.setenv("DIVJAX_EXPERIMENTS", str(stored))
     for options in (("--preset", "smoke"), ("--preset", "cpu", "--steps", "1")):
         code, _, err = divjax("report", "toy_experiment", *options, "--store")
         assert code == 2
-        assert "--store keeps the cpu preset" in err
+        assert "neither smoke nor demo, without overrides" in err
 
 
 def test_the_stored_verdict_is_beside_a_small_one(divjax, stored, monkeypatch, tmp_path):

@@ -891,6 +891,20 @@ LAB = [
         "lab/test_verdict.py -k several_parts",
     ),
     Mutant(
+        "figures on other data are a verdict",
+        "lab/verdict.py",
+        "    if beside:\n",
+        "    if False:\n",
+        "lab/test_beside.py -k no_verdict",
+    ),
+    Mutant(
+        "stored figures on other data are not checked",
+        "lab/cli.py",
+        'for preset in ("cpu", *folder.stored_presets(each))',
+        'for preset in ("cpu",)',
+        "lab/test_beside.py -k checks_both",
+    ),
+    Mutant(
         "records not truncated",
         "lab/records.py",
         'kept = b"".join(whole_lines(content)[:lines])',
