@@ -96,7 +96,7 @@ JITS = {"train/parallel.py"}
 CALLED = (
     "divergences.gaussian", "divergences.generators", "divergences.ranking",
     "divergences.transport", "train.parallel", "train.checkpoint", "core.chunk",
-    "recipes.bench", "recipes.kd",
+    "models.gguf", "models.safetensors", "recipes.bench", "recipes.kd",
 )  # fmt: skip
 
 
