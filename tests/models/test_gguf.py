@@ -95,7 +95,7 @@ def with_tensor(kind="F32", shape=(2,), data=bytes(8), code=None, offset=None):
         (build({"a": (7, True)}, {})[:37] + b"\2", "a must be 0 or 1, got 2"),
         (build({"a": (8, "bc")}, {}).replace(b"bc", b"\xff\xfe"), "a must be UTF-8"),
         (build({"a": (0, 1), "b": (0, 1)}, {}).replace(b"b", b"a"), "keys must differ"),
-        (build({}, dict.fromkeys("cd", ("F32", (), bytes(4)))).replace(b"d", b"c"), "names of tens"),
+        (build({}, dict.fromkeys("cd", ("F32", (), bytes(4)))).replace(b"d", b"c"), "names of ten"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )  # fmt: skip
