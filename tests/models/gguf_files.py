@@ -131,17 +131,17 @@ def dequantise(kind, data):
     return numbers
 
 
-def random_bytes(kind, elements, seed):
-    """Of a tensor whose scales are moderate numbers."""
+def random_bytes(kind, elements, seed, size=1.0):
+    """Of a tensor of numbers near `size`."""
     rng = np.random.default_rng(seed)
-    _, size, width = BLOCKS[kind]
-    blocks = elements // size
-    if size == 1:
-        x = rng.normal(size=elements).astype({"F16": "<f2"}.get(kind, "<f4"))
+    _, block, width = BLOCKS[kind]
+    if block == 1:
+        x = (size * rng.normal(size=elements)).astype({"F16": "<f2"}.get(kind, "<f4"))
         return x.tobytes() if kind != "BF16" else (x.view("<u4") >> 16).astype("<u2").tobytes()
-    raw = rng.integers(0, 256, (blocks, width), np.uint8)
-    scales = {"Q4_1": 2}.get(kind, 1)
-    raw[:, : 2 * scales] = rng.normal(size=(blocks, scales)).astype("<f2").view(np.uint8)
+    raw = rng.integers(0, 256, (elements // block, width), np.uint8)
+    scales = size * rng.normal(size=(len(raw), 2)) / [64 if kind == "Q8_0" else 8, 1]
+    count = 2 if kind == "Q4_1" else 1
+    raw[:, : 2 * count] = scales[:, :count].astype("<f2").view(np.uint8)
     return raw.tobytes()
 
 
