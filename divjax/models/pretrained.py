@@ -111,7 +111,8 @@ def from_gguf(file: gguf.File, *, dtype: Any = jnp.float32) -> Pretrained:
     foreign = sorted(file.tensors.keys() - names.keys())
     _require(not foreign, "every tensor must be part of a Llama", f"also {foreign[:3]}")
     shape = file.tensors["token_embd.weight"].shape
-    count = len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    tokens = tokenizer.from_gguf(file)
+    count = len(file.metadata["tokenizer.ggml.tokens"])
     fits = len(shape) == 2 and 1 <= count <= shape[0]
     _require(fits, f"token_embd.weight must have the {count} rows of the tokenizer", list(shape))
     # Rows beyond the tokenizer's are padding.
@@ -119,7 +120,7 @@ def from_gguf(file: gguf.File, *, dtype: Any = jnp.float32) -> Pretrained:
     decoder = nnx.eval_shape(lambda: _decoder(settings, file.tensors))
     shapes, model = language_model(decoder, transform)
     params = _filled(shapes, file.tensors, names, dtype)
-    return Pretrained(params, model, tokenizer.from_gguf(file))
+    return Pretrained(params, model, tokens)
 
 
 def _require(condition: bool, expected: str, got: Any) -> None:
@@ -210,15 +211,16 @@ def _filled(
 
     def fill(where: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
         path = tuple(entry.key for entry in where)
-        out = np.empty(shape.shape, jnp.float32)
-        parts = out if path[0] == "blocks" else out[None]
-        for part, name in zip(parts, sources[path], strict=True):
-            packed = tensors[name]
-            order = -1 if path[-1] == "kernel" else 1
-            expected = f"{name} must be {list(part.shape[::order])}"
-            _require(packed.shape == part.shape[::order], expected, list(packed.shape))
-            weights = gguf.unpack(packed)
-            part[...] = weights.T if path[-1] == "kernel" else weights
+        stacked, turned = path[0] == "blocks", path[-1] == "kernel"
+        one = shape.shape[1:] if stacked else shape.shape
+        expected = one[::-1] if turned else one
+        for name in sources[path]:  # before anything of that size is made
+            found = tensors[name].shape
+            _require(found == expected, f"{name} must be {list(expected)}", list(found))
+        out = np.empty(shape.shape, np.float32)
+        for part, name in zip(out if stacked else out[None], sources[path], strict=True):
+            weights = gguf.unpack(tensors[name])
+            part[...] = weights.T if turned else weights
         return jnp.asarray(out, dtype)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)

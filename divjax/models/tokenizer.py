@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol, cast
 
+import numpy as np
+
 from divjax.core import check
 from divjax.models.gguf import File
 
@@ -251,7 +253,17 @@ def from_gguf(file: File) -> Tokenizer:
         texts = type(table) is list and all(type(x) is str for x in table)
         check.require(texts, where, f"tokenizer.ggml.{name} must be texts", table, "check the file")
     tokens, merges = cast(list[list[str]], tables)
-    kinds = enumerate(found.get("token_type", ()))
-    special = [i for i, kind in kinds if kind in (_CONTROL, _USER)]
+    kinds = np.asarray(found.get("token_type", []))
+    check.require(
+        kinds.size == 0 or kinds.shape == (len(tokens),),
+        where,
+        f"tokenizer.ggml.token_type must be {len(tokens)} numbers",
+        kinds,
+        "check the file",
+    )
+    special = np.flatnonzero((kinds == _CONTROL) | (kinds == _USER)).tolist()
     unknown = found.get("unknown_token_id")
+    whole = unknown is None or type(unknown) is int
+    expected = "tokenizer.ggml.unknown_token_id must be a number"
+    check.require(whole, where, expected, unknown, "check the file")
     return byte_pairs(tokens, merges, special=special, unknown=unknown, split=SPLITS[pre])

@@ -2,12 +2,15 @@
 
 import zipfile
 from functools import partial
+from itertools import islice
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_decoder as oracle
 import pytest
-from gguf_files import build, dequantise, random_bytes
+from corrupt import flipped, hostile, outcomes, scrambled
+from gguf_files import build, dequantise, header, random_bytes
 
 from divjax.models import gguf, pretrained
 
@@ -118,13 +121,52 @@ def renamed(name):
         (without("blk.0.ffn_up.weight"), "must hold 20 tensors, got 19"),
         (renamed("blk.0.ffn_up.weight"), r"none of \['blk.0.ffn_up.weight'\]"),
         (changed({"tokenizer.ggml.tokens": ([8], list("abcdef"))}), "the 6 rows of the tokenizer"),
-        (changed({"tokenizer.ggml.tokens": None}), "the 0 rows of the tokenizer"),
+        (changed({"tokenizer.ggml.tokens": None}), "ggml.tokens must be texts"),
         (changed(strange=("F32", (1,), bytes(4))), r"also \['strange'\]"),
     ],
 )  # fmt: skip
 def test_files_that_are_another_model_are_refused(parts, message):
     with pytest.raises(ValueError, match=message):
         pretrained.from_gguf(gguf.parse(build(*parts)))
+
+
+METADATA_OF_MARKERS = {
+    "tokenizer.ggml.token_type": ([5], [1, 1, 1, 1, 3]),
+    "tokenizer.ggml.unknown_token_id": (4, 4),
+}
+
+
+def corrupted(step):
+    """Every step-th corrupt file."""
+    parts = METADATA | METADATA_OF_MARKERS, tensors()
+    data, end = build(*parts), len(header(*parts))
+    settings = len(header(parts[0], {}))
+    yield from islice(flipped(data, end), 0, None, step)
+    yield from islice(hostile(data, settings), 0, None, step)
+    yield from (case + data[end:] for case in scrambled(data[:end], 4000 // step, 0))
+
+
+def loaded(data):
+    return pretrained.from_gguf(gguf.parse(data))
+
+
+def runs(found, _):
+    """What is accepted is a model."""
+    states, _ = jax.eval_shape(found.model.hidden, found.params, jnp.zeros((1, 2), int))
+    assert states.shape[:2] == (1, 2)
+
+
+def test_corrupt_models_are_refused_or_run():
+    counts = outcomes(corrupted(97), loaded, runs)
+    assert sum(counts.values()) > 200
+    assert counts["refused"] > 100
+
+
+@pytest.mark.slow
+def test_many_corrupt_models():
+    counts = outcomes(corrupted(15), loaded, runs)
+    print(counts)
+    assert sum(counts.values()) > 2000
 
 
 def test_rows_beyond_the_tokenizer_are_padding():

@@ -139,6 +139,9 @@ def test_half_a_character_decodes_to_the_replacement():
         (lambda: tables(tokens=None), "ggml.tokens must be texts"),
         (lambda: tables(merges=[1]), "ggml.merges must be texts"),
         (lambda: tables(unknown_token_id=5), "unknown must be ids below 2"),
+        (lambda: tables(unknown_token_id="a"), "unknown_token_id must be a number"),
+        (lambda: tables(token_type=3), "token_type must be 2 numbers"),
+        (lambda: tables(token_type=np.zeros(3, np.int32)), "token_type must be 2 numbers"),
     ],
 )
 def test_broken_tables_are_refused(call, message):
