@@ -37,8 +37,8 @@ def rotary(base: float = 10_000.0, *, interleaved: bool) -> Rotate:
         >>> import jax.numpy as jnp
         >>> from divjax.models import rotary
         >>> turned = rotary(interleaved=True)(jnp.ones((1, 1, 1, 2)), jnp.array([[1]]))
-        >>> turned.ravel().round(4).tolist()  # cos 1 - sin 1, sin 1 + cos 1
-        [-0.3012, 1.3818]
+        >>> [f"{x:.4f}" for x in turned.ravel().tolist()]  # cos 1 - sin 1, sin 1 + cos 1
+        ['-0.3012', '1.3818']
     """
     check.positive("base", base, caller="rotary")
     axis = -1 if interleaved else -2

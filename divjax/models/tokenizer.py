@@ -133,21 +133,7 @@ def byte_pairs(
         >>> tokens.decode([2, 1, 0])
         'abba'
     """
-    ids = {token: i for i, token in enumerate(tokens)}
-    check.require(
-        len(ids) == len(tokens), "byte_pairs", "tokens must differ", len(ids), "pass each once"
-    )
-    ranks = {pair: rank for rank, pair in enumerate(map(_pair, merges))}
-    stray = next((a + b for a, b in ranks if not {a, b, a + b} <= ids.keys()), None)
-    check.require(
-        stray is None, "byte_pairs", "merges must make tokens of tokens", stray, "check the tables"
-    )
-    known = range(len(tokens))
-    for name, found in (("special", special), ("unknown", () if unknown is None else (unknown,))):
-        wrong = [i for i in found if i not in known]
-        check.require(
-            not wrong, "byte_pairs", f"{name} must be ids below {len(tokens)}", wrong, "check them"
-        )
+    ids, ranks = _tables(tokens, merges, {"special": special, "unknown": unknown})
     markers = {tokens[i]: i for i in special}
     shown = "|".join(map(re.escape, sorted(markers, key=len, reverse=True)))
     marker = re.compile(f"({shown})" if shown else "(?!)")
@@ -172,13 +158,32 @@ def byte_pairs(
 
     def decode(found: Sequence[int]) -> str:
         found = [int(i) for i in found]
-        wrong = [i for i in found if i not in known]
+        wrong = [i for i in found if not 0 <= i < len(tokens)]
         expected = f"ids must be 0..{len(tokens) - 1}"
         check.require(not wrong, "decode", expected, wrong, "leave padding out")
         parts = (literal.get(i) or bytes(raw[c] for c in tokens[i]) for i in found)
         return b"".join(parts).decode("utf-8", errors="replace")
 
     return Tokenizer(encode, decode, markers)
+
+
+def _tables(
+    tokens: Sequence[str], merges: Sequence[str], named: Mapping[str, Sequence[int] | int | None]
+) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+    """Ids of tokens and ranks of merges, checked."""
+    ids = {token: i for i, token in enumerate(tokens)}
+    once = len(ids) == len(tokens)
+    check.require(once, "byte_pairs", "tokens must differ", len(ids), "pass each once")
+    ranks = {pair: rank for rank, pair in enumerate(map(_pair, merges))}
+    stray = next((a + b for a, b in ranks if not {a, b, a + b} <= ids.keys()), None)
+    made = "merges must make tokens of tokens"
+    check.require(stray is None, "byte_pairs", made, stray, "check the tables")
+    for name, found in named.items():
+        each = [found] if isinstance(found, int) else found or ()
+        wrong = [i for i in each if not 0 <= i < len(tokens)]
+        expected = f"{name} must be ids below {len(tokens)}"
+        check.require(not wrong, "byte_pairs", expected, wrong, "check the tables")
+    return ids, ranks
 
 
 def _pair(merge: str) -> tuple[str, str]:
