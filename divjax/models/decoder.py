@@ -343,4 +343,5 @@ def _memory(cache: Cache, stack: nnx.State) -> tuple[Array, Array]:
 
 def _rows(table: Array, index: Array) -> Array:
     """NaN where there is no such row: a wrong token must not look like a right one."""
+    index = jnp.where(index < 0, len(table), index)  # -1 is no row, not the last one
     return jnp.take(table, index, axis=0, mode="fill", fill_value=jnp.nan)

@@ -90,6 +90,7 @@ def with_tensor(kind="F32", shape=(2,), data=bytes(8), code=None, offset=None):
         (with_tensor(shape=(0, 2), data=b""), "must not be empty"),
         (build({"general.alignment": (4, 24)}, {}), "alignment must be a power of 2, got '24'"),
         (build({"general.alignment": (8, "x")}, {}), "alignment must be a power of 2"),
+        (header({"a": ([8], [])}, {})[:-8] + b"\xff" * 8, "a of 18446744073709551615 elements"),
         (build({"a": ([[[[[5]]]]], [[[[[1]]]]])}, {}), "nested at most 4 deep"),
         (build({"a": (0, 1)}, {}).replace(b"a\0", b"a\x0d"), "a type 0..12, got type 13"),
         (build({"a": (7, True)}, {})[:37] + b"\2", "a must be 0 or 1, got 2"),

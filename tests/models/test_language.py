@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_decoder as oracle
+import optax
 import pytest
 from flax import nnx
 
+from divjax.core import Loss, masked_mean
 from divjax.models import LogitTransform, gpt, language_model, llama, logits, truncate
 from divjax.models._attention import masked_softmax
+from divjax.train import make_step, parallel
 
 VOCABULARY = 17
 RNG = np.random.default_rng(0)
@@ -67,7 +70,7 @@ def test_padding_on_both_sides_changes_nothing(make):
     mask = np.zeros((3, 9), bool)
     mask[0, 3:], mask[1, :4], mask[2, 1:8] = True, True, True
     tokens = RNG.integers(0, VOCABULARY, mask.shape)
-    junk = jnp.asarray(np.where(mask, tokens, -7))
+    junk = jnp.asarray(np.where(mask, tokens, [[-1], [VOCABULARY], [1 << 20]]))
     found, _ = model.hidden(params, junk, mask=jnp.asarray(mask))
     assert jnp.isfinite(found).all()
     for row, line, kept in zip(found, tokens, mask, strict=True):
@@ -136,7 +139,7 @@ def test_given_positions_are_used():
 
 def test_tokens_and_positions_that_are_not_there_are_not_numbers():
     params, model, _ = built(a_gpt)
-    for wrong in (VOCABULARY, -VOCABULARY - 1):
+    for wrong in (VOCABULARY, -1, -VOCABULARY - 1):
         state, _ = model.hidden(params, TOKENS.at[0, 3].set(wrong))
         assert jnp.isnan(state[0, 3:]).all()
         assert jnp.isfinite(state[1]).all()
@@ -221,6 +224,29 @@ def test_half_precision_stays_near():
     assert logits(model, half, found).dtype == jnp.float32
     whole, _ = model.hidden(jax.tree.map(lambda x: x.astype(jnp.float32), half), TOKENS)
     np.testing.assert_allclose(found.astype(jnp.float32), whole, atol=0.15)
+
+
+@both
+def test_rows_over_devices_are_the_same_rows(make):
+    """Value and gradient in every mode; rows differ in their padding."""
+    params, model, _ = built(make)
+    tokens = jnp.asarray(RNG.integers(0, VOCABULARY, (8, 6)))
+    mask = jnp.arange(6) < jnp.arange(8)[:, None]
+
+    def objective(params, batch, ctx):
+        states, _ = model.hidden(params, batch["tokens"], mask=batch["mask"])
+        return Loss({"l": (1.0, masked_mean(jnp.sin(states).sum(-1), batch["mask"]))})
+
+    found = []
+    for mode, devices in (("jit", 1), ("jit", 4), ("shard_map", 4)):
+        step = make_step(objective, optax.sgd(1.0))
+        update = parallel.compile(step, mesh=parallel.data_mesh(devices), mode=mode)
+        state = step.init(jax.tree.map(jnp.copy, params), jax.random.key(0))
+        state, info = update(state, {"tokens": tokens, "mask": mask})
+        found.append((info.value, *jax.tree.leaves(jax.device_get(state.params))))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
 
 
 def test_masked_softmax_at_the_edges():
