@@ -76,6 +76,8 @@ PROBING = {
 NO_EXAMPLE = {
     "lab.Run": "made by the runner; used in the example at the head of divjax.lab",
     "lab.load": "reads a file of the user",
+    "models.pretrained.smollm2": "reads a file of the user; shown in docs/api/models.md",
+    "models.pretrained.from_gguf": "reads a file of the user",
 }
 NO_SHAPE = {
     "ema": "trees of any shape",
@@ -97,6 +99,7 @@ JITS = {"train/parallel.py"}
 CALLED = (
     "divergences.gaussian", "divergences.generators", "divergences.ranking",
     "divergences.transport", "train.parallel", "train.checkpoint", "core.chunk",
+    "models.gguf", "models.pretrained", "models.safetensors", "models.tokenizer",
     "recipes.bench", "recipes.kd",
 )  # fmt: skip
 

@@ -128,6 +128,16 @@ def test_the_transport_guide_runs():
     assert jnp.isfinite(scope["gradient"]).all()
 
 
+def test_the_language_model_of_the_api_page_runs():
+    (code,) = blocks(ROOT / "docs" / "api" / "models.md")
+    scope = {}
+    exec(code, scope)
+    assert scope["teacher"].shape == (2, 8, 256)
+    assert scope["student"].shape == (2, 8, 32)
+    found = jnp.concatenate([scope["first"], scope["last"]], 1)[scope["mask"]]
+    np.testing.assert_allclose(found, scope["states"][scope["mask"]], atol=1e-5)
+
+
 @pytest.mark.parametrize("row", generate.migration.ROWS, ids=lambda r: r.theirs[:40])
 def test_both_columns_of_the_migration_table_agree(row):
     pytest.importorskip(row.peer, exc_type=ImportError)
