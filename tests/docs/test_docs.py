@@ -6,12 +6,17 @@ import importlib.util
 import pkgutil
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import divjax
+import divjax.models.pretrained
+from divjax import core, models
 from divjax.divergences import f_divergence_from_logits
 from divjax.lab.cli import main
 
@@ -136,6 +141,30 @@ def test_the_language_model_of_the_api_page_runs():
     assert scope["student"].shape == (2, 8, 32)
     found = jnp.concatenate([scope["first"], scope["last"]], 1)[scope["mask"]]
     np.testing.assert_allclose(found, scope["states"][scope["mask"]], atol=1e-5)
+
+
+def test_the_language_guide_runs_in_sixty_lines_at_a_small_size(tmp_path, monkeypatch):
+    """With a small Llama in the place of SmolLM2; both students learn."""
+    (code,) = blocks(ROOT / "docs" / "language.md")
+    assert len(user_lines(code)) <= 60
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text("to be or not to be, " * 40)
+    decoder = models.llama(256, 16, 8, heads=2, inner=32, rngs=nnx.Rngs(0))
+    bytes_ = SimpleNamespace(encode=lambda text: list(text.encode()))
+    small = (*models.language_model(decoder), bytes_)
+    monkeypatch.setattr(models.pretrained, "smollm2", lambda path: small)
+    code = code.replace("129, 8, 200", "9, 4, 30").replace("3e-4", "1e-2")
+    scope = {}
+    exec(code, scope)
+    assert float(scope["info"].metrics["ce"]) < 0.7 * np.log(256)
+    first = scope["store"].laws([0])
+    assert first.ids.shape == (1, 8, 64)
+    start = scope["from_disk"](
+        models.truncate(small[0], 6),
+        {"tokens": scope["rows"][:4], "teacher": tuple(scope["store"].laws(range(4)))},
+        core.Context(jax.random.key(0), jnp.int32(0), jnp.arange(4)),
+    ).value
+    assert float(scope["told"].value) < 0.5 * float(start)
 
 
 @pytest.mark.parametrize("row", generate.migration.ROWS, ids=lambda r: r.theirs[:40])
