@@ -4,12 +4,14 @@ A row file `benchmarks/rows/NAME.py` has a function `measure(small: bool) -> lis
 docstring whose first line says what is measured. `small` shrinks the shapes, for the tests.
 """
 
+import gc
 import importlib
 import importlib.metadata
 import os
 import pkgutil
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -199,6 +201,34 @@ def _starved(row: Row) -> str:
 def temporaries(compiled: Any) -> int:
     """Bytes of temporary buffers of a compiled jax function: the same on every machine."""
     return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def growth(call: Callable[[], Any]) -> int:
+    """Bytes by which the process grows while a call runs, its result included; after a first call.
+
+    Sampled every millisecond, for peers that say nothing of their memory.
+    """
+    jax.block_until_ready(call())
+    gc.collect()
+    begin, peak, done = _resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1e-3):
+            peak[0] = max(peak[0], _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = jax.block_until_ready(call())
+    peak[0] = max(peak[0], _resident())
+    done.set()
+    watcher.join()
+    del result
+    return peak[0] - begin
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def environment() -> dict[str, Any]:

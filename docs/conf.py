@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.addnodes import desc
+from sphinx.addnodes import desc, desc_signature
 from sphinx.errors import ExtensionError
 from sphinx.util.nodes import make_refnode
 
@@ -151,6 +151,14 @@ def write_literal(self, node):
     raise nodes.SkipNode
 
 
+def name_aliases(app, doctree):
+    """An entry is found under all its names; viewcode links back by the module of the source."""
+    aliases = {f"divjax.{s.name}": s.aliases for s in symbols.everything()}
+    for node in doctree.findall(desc_signature):
+        for name in list(node["ids"]):
+            node["ids"] += [f"divjax.{alias}" for alias in aliases.get(name, ())]
+
+
 def size_cells(app, doctree, page):
     """Cells are marked by their length, so that on a phone a table scrolls and stays legible."""
     for entry in doctree.findall(nodes.entry):
@@ -177,6 +185,7 @@ def setup(app):
     app.connect("source-read", fill_markers)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("autodoc-process-signature", own_signature)
+    app.connect("doctree-read", name_aliases)
     app.connect("doctree-resolved", link_code)
     app.connect("doctree-resolved", size_cells)
     app.connect("build-finished", check_notebooks)

@@ -171,10 +171,20 @@ def placement_table() -> str:
     return _table(header, rows)
 
 
-def migration_table() -> str:
-    """Their line, our line, and what parts them."""
-    rows = [[r.peer, f"`{r.theirs}`", f"`{r.ours}`", r.note] for r in migration.ROWS]
-    return _table(["library", "theirs", "divjax", "mind"], rows)
+def _code(text: str) -> str:
+    return f"```python\n{text}```"
+
+
+def migration_tables() -> str:
+    """What is imported, then for each library their line, our line, and what parts them."""
+    blocks = [_code(f"{migration.IMPORTS}\n{migration.INPUTS}")]
+    for module, peer in migration.PEERS.items():
+        rows = [
+            [f"`{r.theirs}`", f"`{r.ours}`", r.note] for r in migration.ROWS if r.peer == module
+        ]
+        table = _table([peer.name, "divjax", "mind"], rows)
+        blocks += [f"## {peer.name}", _code(peer.setup), table]
+    return "\n\n".join(blocks)
 
 
 PARTS = {
@@ -182,7 +192,7 @@ PARTS = {
     "benchmarks.md": timings.parts(_table),
     "divergences.md": {"records": divergence_table},
     "estimators.md": {"placement": placement_table},
-    "migration.md": {"migration": migration_table},
+    "migration.md": {"migration": migration_tables},
     "papers.md": papers.parts(_table),
 }
 

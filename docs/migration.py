@@ -1,14 +1,14 @@
 """Lines of other libraries and the lines of divjax that give the same numbers.
 
 A test executes both columns of every row whose library is installed and compares them;
-`python docs/generate.py` writes the table into migration.md.
+`python docs/generate.py` writes the tables into migration.md, with what was imported above them.
 """
 
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One line of theirs, one of ours; `names` of `SETUP` are in scope."""
+    """One line of theirs, one of ours, after `IMPORTS`, `INPUTS` and the peer's of `PEERS`."""
 
     peer: str  # the module that theirs needs
     theirs: str
@@ -16,51 +16,68 @@ class Row(NamedTuple):
     note: str = ""
 
 
-SETUP = """
-import jax, jax.numpy as jnp, numpy as np, optax
+IMPORTS = """\
+import jax, jax.numpy as jnp, numpy as np
 from divjax import adapters
 from divjax.core import masked_mean
-from divjax.divergences import *
-from divjax.divergences import generators
+from divjax.divergences import (
+    f_divergence_from_logits, gaussian, generators, kl, sinkhorn, wasserstein_1d)
 from divjax.divergences.transport import converged
 from divjax.losses import temperature_kd
-rng = np.random.default_rng(0)
-z_p, z_q = jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32)
-log_p, log_q = jax.nn.log_softmax(z_p), jax.nn.log_softmax(z_q)
-p, q = jnp.exp(log_p), jnp.exp(log_q)
-m, n = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)
-s, r = jnp.asarray(rng.uniform(0.5, 2.0, size=(2, 5, 3)), jnp.float32)
-x, y = np.asarray(rng.normal(size=(2, 8)), np.float32)
-a, b = np.asarray(rng.dirichlet(np.ones(8), size=2), np.float32)
-C = np.abs(x[:, None] - y) ** 2
 """
 
-SETUPS = {
-    "optax": "",
-    "distrax": "import distrax",
-    "torch": (
+INPUTS = """\
+rng = np.random.default_rng(0)
+z_p, z_q = jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32)         # logits [5, 7]
+log_p, log_q = jax.nn.log_softmax(z_p), jax.nn.log_softmax(z_q)
+p, q = jnp.exp(log_p), jnp.exp(log_q)
+m, n = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)             # means [5, 3]
+s, r = jnp.asarray(rng.uniform(0.5, 2.0, size=(2, 5, 3)), jnp.float32)  # scales [5, 3]
+x, y = np.asarray(rng.normal(size=(2, 8)), np.float32)                  # on a line [8]
+a, b = np.asarray(rng.dirichlet(np.ones(8), size=2), np.float32)        # weights [8]
+C = np.abs(x[:, None] - y) ** 2                                         # costs [8, 8]
+"""
+
+
+class Peer(NamedTuple):
+    """Another library: its name, and what its lines need."""
+
+    name: str
+    setup: str
+
+
+PEERS = {
+    "optax": Peer("optax", "import optax\n"),
+    "torch": Peer(
+        "PyTorch",
         "import torch, torch.nn.functional as F, torch.distributions as D\n"
-        "t = lambda x: torch.tensor(np.asarray(x))"
+        "t = lambda x: torch.tensor(np.asarray(x))\n",
     ),
-    "ott": (
+    "trl": Peer(
+        "TRL",
+        "import os; os.environ['TRL_EXPERIMENTAL_SILENCE'] = '1'\n"
+        "import torch\n"
+        "from trl.experimental.gkd import GKDTrainer\n"
+        "gjsd = GKDTrainer.generalized_jsd_loss\n"
+        "t = lambda x: torch.tensor(np.asarray(x))\n",
+    ),
+    "torchdistill": Peer(
+        "torchdistill",
+        "import optax, torch\n"
+        "from torchdistill.losses.mid_level import KDLoss\n"
+        "names = dict(student_module_path='m', student_module_io='out',\n"
+        "             teacher_module_path='m', teacher_module_io='out')\n"
+        "t = lambda x: {'m': {'out': torch.tensor(np.asarray(x))}}\n"
+        "labels, targets = jnp.arange(5), torch.arange(5)\n",
+    ),
+    "distrax": Peer("distrax", "import distrax\n"),
+    "ott": Peer(
+        "ott-jax",
         "from ott.geometry.geometry import Geometry\n"
         "from ott.problems.linear.linear_problem import LinearProblem\n"
-        "from ott.solvers.linear.sinkhorn import Sinkhorn"
+        "from ott.solvers.linear.sinkhorn import Sinkhorn\n",
     ),
-    "ot": "import ot",
-    "trl": (
-        "import os; os.environ['TRL_EXPERIMENTAL_SILENCE'] = '1'\n"
-        "import torch; from trl.experimental.gkd import GKDTrainer\n"
-        "gjsd = GKDTrainer.generalized_jsd_loss\n"
-        "t = lambda x: torch.tensor(np.asarray(x))"
-    ),
-    "torchdistill": (
-        "import torch; from torchdistill.losses.mid_level import KDLoss\n"
-        "names = dict(student_module_path='m', student_module_io='out', "
-        "teacher_module_path='m', teacher_module_io='out')\n"
-        "t = lambda x: {'m': {'out': torch.tensor(np.asarray(x))}}\n"
-        "labels = jnp.arange(5); targets = torch.arange(5)"
-    ),
+    "ot": Peer("POT", "import ot\n"),
 }
 
 ROWS = [
@@ -81,7 +98,7 @@ ROWS = [
         "optax",
         "optax.losses.generalized_kl_divergence(log_q, p)",
         "kl(log_p, log_q)",
-        "both are in this gauge for unnormalised arrays too",
+        "sum p log(p / q) - p + q in both, so unnormalised arrays agree too",
     ),
     Row(
         "torch",

@@ -1,4 +1,6 @@
-"""Weighs the site: `python docs/weigh.py FOLDER`. Fails on a request to another host.
+"""Weighs the site, `python docs/weigh.py FOLDER`, and follows its links.
+
+Fails on a request to another host, and on a link within the site that leads nowhere.
 
 A page weighs what a browser loads with it: the document, and every script, style, picture and font
 that it or its styles name.
@@ -53,6 +55,41 @@ class Assets(HTMLParser):
         self.styles += data if self.inside else ""
 
 
+class Links(HTMLParser):
+    """Collects where the links of a page lead, and where links can lead in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.anchors: set[str] = {"", "top"}
+
+    def handle_starttag(self, tag, attrs):
+        """Notes href, and id and name."""
+        given = dict(attrs)
+        if tag == "a" and given.get("href"):
+            self.links.add(given["href"])
+        self.anchors |= {given[key] for key in ("id", "name") if given.get(key)}
+
+
+def broken(folder: Path) -> list[str]:
+    """'PAGE: LINK' for each link within the site to a file or an anchor that is not there."""
+    pages = {}
+    for file in sorted(folder.resolve().rglob("*.html")):
+        pages[file] = Links()
+        pages[file].feed(file.read_text("utf-8", errors="ignore"))
+    found = []
+    for file, page in pages.items():
+        for link in sorted(page.links):
+            parts = urlsplit(link)
+            target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
+            if parts.scheme or parts.netloc:
+                continue
+            there = target in pages and unquote(parts.fragment) in pages[target].anchors
+            if not (there or (target not in pages and target.is_file())):
+                found.append(f"{file.relative_to(folder.resolve())}: {link}")
+    return found
+
+
 def in_styles(text: str) -> set[str]:
     """What a style sheet loads."""
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
@@ -85,7 +122,7 @@ def assets(file: Path) -> tuple[set[Path], set[str]]:
 
 
 def main(folder: Path) -> int:
-    """Prints the weights; 1 if a page loads something from another host."""
+    """Prints the weights; 1 if a page loads from another host or a link within leads nowhere."""
     weights, foreign = {}, {}
     for page in sorted(folder.resolve().rglob("*.html")):
         files, others = assets(page)
@@ -100,7 +137,10 @@ def main(folder: Path) -> int:
         print(f"{name}: {weights[page] / 1e3:.0f} kB with all it loads, {own / 1e3:.0f} kB itself")
     for page, names in foreign.items():
         print(f"{page.name} loads from elsewhere: {', '.join(sorted(names))}")
-    return 1 if foreign else 0
+    nowhere = broken(folder)
+    for link in nowhere:
+        print(f"leads nowhere: {link}")
+    return 1 if foreign or nowhere else 0
 
 
 if __name__ == "__main__":

@@ -105,6 +105,35 @@ def test_one_step_on_one_and_on_eight_devices(model, mode):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0)), "activation must be an array, got a c"),
+        (
+            eqx.nn.Sequential([eqx.nn.Dropout()]),
+            r"layers\[0\].inference must be an array",
+        ),
+        ({"net": Linen()}, r"\['net'\] must be an array, got a callable of type Linen"),
+        ({"w": "path/to/w.npy"}, r"\['w'\] must be an array, got 'path/to/w.npy'"),
+    ],
+    ids=["function", "switch", "linen", "text"],
+)
+def test_a_module_that_is_no_tree_of_arrays_is_refused_at_the_start(module, said):
+    def objective(params, batch, ctx):
+        return Loss({"fit": (1.0, masked_mean(batch["x"]))})
+
+    step = make_step(objective, optax.sgd(0.1))
+    with pytest.raises(ValueError, match=said) as refused:
+        step.init(module, jax.random.key(0))
+    assert "partition it: params, apply, carry = adapters.equinox(module)" in str(refused.value)
+
+
+def test_numbers_and_numpy_are_arrays_enough():
+    step = make_step(lambda params, batch, ctx: None, optax.sgd(0.1))
+    params = step.init({"a": 1.0, "b": np.ones(2), "c": np.float32(3)}, jax.random.key(0)).params
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(params))
+
+
 def test_statistics_of_linen_travel_as_carry():
     module = Normed()
     variables = module.init(jax.random.key(0), X)

@@ -15,6 +15,18 @@ from divjax.core.types import Array
 RowFn = Callable[..., tuple[Array, ...]]
 
 
+def even_block(rows: int, block: int) -> int:
+    """The largest block up to this one that divides the rows; itself if that were below an eighth.
+
+    Example:
+        >>> from divjax.core.chunk import even_block
+        >>> even_block(2048, 100), even_block(2039, 100)
+        (64, 100)
+    """
+    sizes = range(max(1, block // 8), block + 1)
+    return max((size for size in sizes if rows % size == 0), default=block)
+
+
 def map_rows(fn: RowFn, arrays: Sequence[Array], *, block: int) -> tuple[Array, ...]:
     """fn(*arrays), evaluated for `block` rows at a time.
 
@@ -36,8 +48,7 @@ def map_rows(fn: RowFn, arrays: Sequence[Array], *, block: int) -> tuple[Array, 
     """
     rows = arrays[0].shape[0]
     if rows >= 2 * block:  # joining what is left over would double the result
-        sizes = range(max(1, block // 8), block + 1)
-        block = max((size for size in sizes if rows % size == 0), default=block)
+        block = even_block(rows, block)
     count = rows // block  # blocks of `block` rows; what is left over makes one call of its own
     if count < 2:
         return fn(*arrays)

@@ -19,6 +19,7 @@ from divjax.divergences.exponential import (
     poisson_log_partition,
 )
 from divjax.divergences.f import f_divergence, f_divergence_from_logits
+from divjax.divergences.fused import fused_rows, fused_sum
 from divjax.divergences.named import (
     alpha,
     jeffreys,
@@ -37,7 +38,18 @@ from divjax.divergences.named import (
 )
 from divjax.divergences.ranking import plackett_luce
 from divjax.divergences.renyi import renyi, renyi_from_logits
+from divjax.divergences.sources import Linear, Logits, TopK
 from divjax.divergences.transport import sinkhorn, sinkhorn_divergence
+from divjax.divergences.vocabulary import (
+    Bounds,
+    entropies,
+    fused_divergence,
+    log_normalisers,
+    token_log_prob,
+    token_log_probs,
+    top_k,
+    top_k_bounds,
+)
 from divjax.divergences.wasserstein import (
     manhattan,
     sliced_wasserstein,
@@ -46,18 +58,26 @@ from divjax.divergences.wasserstein import (
 )
 
 __all__ = [
+    "Bounds",
+    "Linear",
+    "Logits",
     "Power",
+    "TopK",
     "alpha",
     "bernoulli_log_partition",
     "bregman",
     "categorical_log_partition",
     "conjugate",
     "density_power",
+    "entropies",
     "exponential_family_kl",
     "exponential_family_renyi",
     "f_divergence",
     "f_divergence_from_logits",
     "fenchel_young",
+    "fused_divergence",
+    "fused_rows",
+    "fused_sum",
     "gaussian",
     "generators",
     "half_square",
@@ -66,6 +86,7 @@ __all__ = [
     "js",
     "kl",
     "lecam",
+    "log_normalisers",
     "manhattan",
     "minus_log",
     "negative_entropy",
@@ -85,6 +106,10 @@ __all__ = [
     "soft_reverse_kl",
     "squared_euclidean",
     "squared_hellinger",
+    "token_log_prob",
+    "token_log_probs",
+    "top_k",
+    "top_k_bounds",
     "transport",
     "tsallis",
     "tv",

@@ -8,7 +8,8 @@
     folder.py      what lies in a run folder          shape.py    what its files look like
     plots.py       figures in one style               compare.py  two runs side by side
     sheet.py       what a report shows, written by report.py (Markdown), page.py (HTML) and
-                   terminal.py; progress.py and cli.py are what a person sees while it runs
+                   terminal.py; progress.py, cli.py and usage.py (its help) are what a person
+                   sees while it runs
 
 An experiment is a file `experiments/NAME.py` with a module-level `EXPERIMENT`:
 
@@ -74,7 +75,7 @@ Signatures (all from `divjax.lab`; `plots` is `divjax.lab.plots`):
     superior(name, ours, theirs, *, margin, larger_is_better=True) -> Part
     not_worse(name, ours, theirs, *, margin, larger_is_better=True) -> Part
     stated(name, estimate, low, high, *, threshold, differences=None) -> Part    # a fit, a bound
-    control(name, ours, theirs, *, larger_is_better=True) -> Part   # beside the verdict, no part
+    control(name, ours, theirs, *, larger_is_better=True) -> Part   # shown, no part of the verdict
     piloted(config, settings, name, *, apart=False) -> cells    # the pilot's seeds, then reported
     parted(config, records) -> (pilot, reported)    # is_pilot(config, seed) for one seed
     conclude(parts, *, preset, beside=False) -> Verdict     # the runner calls it

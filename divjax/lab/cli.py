@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import divjax
 from divjax.lab.loop import NonFinite
 from divjax.lab.records import LabError, nearest
+from divjax.lab.usage import HELP
 
 EXTRA = ("tyro", "rich", "matplotlib", "pandas", "sklearn")  # what the extra `lab` brings
 
@@ -24,9 +27,9 @@ USAGE = """divjax: experiments that reproduce papers, one file each
   divjax verify NAME | --all        do the stored verdicts follow from the stored records?
   divjax compare RUN RUN            two runs side by side: what differs, verdicts, metrics
 
+divjax COMMAND --help says more. NAME:PRESET is short for NAME --preset PRESET.
 A RUN is a NAME (its stored results), NAME:PRESET (in ./runs) or a folder.
-An experiment's own options are the fields of its config; divjax run NAME --help shows them.
-verify --all ends with 1 for a mismatch; an experiment without stored results is named, no error.
+An experiment's own options are the fields of its config: divjax run NAME --help.
 """
 
 
@@ -85,7 +88,7 @@ def _name_at(arguments: Sequence[str]) -> int | None:
         return 0
     known = files()
     for i, argument in enumerate(arguments):
-        if argument in known and arguments[i - 1] not in ("--out", "--preset"):
+        if argument.partition(":")[0] in known and arguments[i - 1] not in ("--out", "--preset"):
             return i
     if any(argument.startswith("-") for argument in arguments[-2:]):
         return None
@@ -102,17 +105,34 @@ def _refuse_counts(config: Any, preset: Any) -> None:
             raise LabError(f"--{shown} must be at least 1, got {value}; the preset has {usual}")
 
 
-def _preset(arguments: Sequence[str], default: str) -> str:
+def _preset(named: Sequence[str], arguments: Sequence[str], default: str) -> str:
     """The preset has to be known before the options are: it gives their defaults."""
-    given = [b for a, b in pairwise(arguments) if a == "--preset"]
+    given = [*named, *(b for a, b in pairwise(arguments) if a == "--preset")]
     given += [a.removeprefix("--preset=") for a in arguments if a.startswith("--preset=")]
     if len(given) > 1:
         raise LabError(f"--preset is given twice: {', '.join(given)}; give it once")
-    return given[0] if given else default
+    preset = given[0] if given else default
+    if "+" in preset:  # as folders of runs are called
+        base = preset.partition("+")[0]
+        raise LabError(f"{preset}: give the preset {base}, and what departs from it as options")
+    return preset
+
+
+def _named(command: str, word: str) -> tuple[str, list[str]]:
+    """NAME, or NAME:PRESET as `compare` takes it: the name, and the preset if there is one."""
+    from divjax.lab.experiment import files
+
+    name, colon, preset = word.partition(":")
+    if name not in files() and Path(word).is_dir():
+        raise LabError(
+            f"{word} is a folder; {command} takes the name of an experiment: "
+            f"divjax {command} NAME:PRESET"
+        )
+    return name, [preset] if colon else []
 
 
 def _parse(command: str, arguments: Sequence[str], extras: Extras, preset: str) -> Chosen:
-    """NAME, and options typed by the experiment's config dataclass."""
+    """NAME or NAME:PRESET, and options typed by the experiment's config dataclass."""
     import tyro
 
     from divjax.lab.experiment import files, find
@@ -123,9 +143,10 @@ def _parse(command: str, arguments: Sequence[str], extras: Extras, preset: str) 
             f"divjax {command} needs the name of an experiment: "
             f"divjax {command} NAME; known: {', '.join(files()) or 'none'}"
         )
-    name, rest = arguments[at], [*arguments[:at], *arguments[at + 1 :]]
+    name, named = _named(command, arguments[at])
+    rest = [*arguments[:at], *arguments[at + 1 :]]
     found = find(name)
-    preset = _preset(rest, preset)
+    preset = _preset(named, rest, preset)
     config = found.experiment.preset(preset)
     own = ["help", "preset", *(extra[0] for extra in extras)]
     _refuse_unknown(rest, [*own, *_fields(config)], name)
@@ -145,9 +166,10 @@ def _parse(command: str, arguments: Sequence[str], extras: Extras, preset: str) 
             ),
         ],
     )
-    parsed: Any = tyro.cli(
-        shape, args=rest, prog=f"divjax {command} {name}", description=found.experiment.claim
-    )
+    width = shutil.get_terminal_size().columns
+    # tyro joins lines, save those that begin with a blank
+    claim = textwrap.fill(found.experiment.claim, width, subsequent_indent="  ")
+    parsed: Any = tyro.cli(shape, args=rest, prog=f"divjax {command} {name}", description=claim)
     _refuse_counts(parsed.config, config)
     options = {extra[0]: vars(parsed)[extra[0]] for extra in extras}
     return Chosen(found, preset, parsed.config, options)
@@ -288,6 +310,17 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 NAMED = ("show", "run", "report", "verify")  # commands whose options are an experiment's
 
 
+def _help(command: str, rest: Sequence[str]) -> str:
+    """The version, the general usage, or that of a command; "" where none is asked for."""
+    if command == "--version":
+        return f"divjax {divjax.__version__}\n"
+    if command in ("-h", "--help", "help"):
+        return HELP.get(rest[0], USAGE) if rest else USAGE
+    asked = {"-h", "--help"} & set(rest)
+    named = command in NAMED and _name_at(rest) is not None  # then it is of that experiment
+    return HELP.get(command, "") if asked and not named else ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console command; returns its exit code.
 
@@ -296,17 +329,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows no \u00b1 shows ? for it
         sys.stdout.reconfigure(errors="replace")
-    if command == "--version":
-        print(f"divjax {divjax.__version__}")
-        return 0
     if os.environ.get("NO_COLOR"):  # rich knows it; tyro has a switch of its own
         os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
-    asked = {"-h", "--help"} & set(rest)
-    named = command in NAMED and _name_at(rest) is not None
-    if command in ("-h", "--help", "help") or (asked and not named):
-        print(USAGE, end="")
-        return 0
     try:
+        if shown := _help(command, rest):
+            print(shown, end="", flush=True)
+            return 0
         if command not in COMMANDS:
             raise LabError(f"no command '{command}'; {nearest(command, COMMANDS)}")
         return COMMANDS[command](rest)
@@ -318,6 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"divjax: {error.name} is missing; pip install 'divjax[lab]'", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # head has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(
             "\ndivjax: stopped; every row so far is on the disk, and the same command goes on "
@@ -325,3 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -63,6 +63,7 @@ class Comparison(NamedTuple):
     differences: Sequence[Difference]
     parts: Mapping[str, tuple[Part | None, Part | None]]
     lines: Sequence[Line]
+    seeds: tuple[str, str]  # of the cells whose metrics are compared
 
     @property
     def same_experiment(self) -> bool:
@@ -131,7 +132,17 @@ def compare(a: Held, b: Held) -> Comparison:
     ours, theirs = _parts(a), _parts(b)
     names = [name for name in {**ours, **theirs} if same or (name in ours and name in theirs)]
     parts = {name: (ours.get(name), theirs.get(name)) for name in names}
-    return Comparison(a, b, found, parts, list(_lines(a, b)))
+    return Comparison(a, b, found, parts, list(_lines(a, b)), _seeds(a, b))
+
+
+def _seeds(a: Held, b: Held) -> tuple[str, str]:
+    pairs = _groups(a, b).values()
+
+    def of(held: Held, i: int) -> str:
+        rows = (row for pair in pairs for row in held.cells.get(pair[i], ()))
+        return _ranges({row["seed"] for row in rows if "seed" in row}) or "none"
+
+    return of(a, 0), of(b, 1)
 
 
 def _described(held: Held) -> dict[str, Any]:

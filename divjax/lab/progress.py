@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+WIDE = 80  # columns that name, bar, count, clock and speed take together
+
 
 class Watcher(Protocol):
     """Told what happens; never asked."""
@@ -33,6 +35,17 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def short(name: str, width: int = 20) -> str:
+    """The name, or its two ends: cells that begin alike end in different settings.
+
+    Example:
+        >>> short("pilot-debiased0.1-rate0.003")
+        'pilot-deb…-rate0.003'
+    """
+    half = width // 2
+    return name if len(name) <= width else f"{name[: half - 1]}…{name[-half:]}"
 
 
 class _Rate(ProgressColumn):
@@ -64,7 +77,7 @@ class _Live:
     def begin(self, cell: str) -> None:
         self._steps = 0
         self._progress.reset(
-            self._cell, total=1, description=cell, visible=True, speed=False, count=""
+            self._cell, total=1, description=short(cell), visible=True, speed=False, count=""
         )
 
     def step(self, step: int, steps: int) -> None:
@@ -111,12 +124,12 @@ def watching(console: Console, total: int, done: int) -> Iterator[Watcher]:
     if not console.is_terminal:
         yield _Lines(console, total, done)
         return
+    name, count = TextColumn("{task.description}"), TextColumn("{task.fields[count]:>9}")
+    wide = console.width >= WIDE  # where it is not, the figures matter more than the bar
     columns = (
-        TextColumn("{task.description:<14.14}"),
-        BarColumn(bar_width=14),
-        TextColumn("{task.fields[count]:>11}"),
-        TimeElapsedColumn(),
-        _Rate(),
+        (name, BarColumn(bar_width=8), count, TimeElapsedColumn(), _Rate())
+        if wide
+        else (name, count, _Rate())
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Live(progress, total, done)

@@ -69,12 +69,23 @@ def run(
         state = records.by_cell(records.read(path), where=str(path))
         _require_order(state, cells, path)
         done = sum(held.finished for held in state.values())
+        if done == len(cells):
+            _say_finished(console, place)
         with watching(console, len(cells), done) as watcher:
             for cell in cells:
                 held = state.get(cell.name, records.CellRows([], False))
                 if not held.finished:
                     _run_cell(found, config, cell, held.rows, place, watcher)
     return place
+
+
+def _say_finished(console: Console, place: Path) -> None:
+    console.print(
+        f"{place} is finished already: nothing is run, its report is written again. To start anew "
+        "move that folder away, or give another with --out.",
+        highlight=False,
+        markup=False,
+    )
 
 
 def _require_order(state: Mapping[str, records.CellRows], cells: list[Cell], path: Path) -> None:

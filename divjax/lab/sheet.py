@@ -10,7 +10,15 @@ from divjax.lab import folder as folders
 from divjax.lab import shape
 from divjax.lab.experiment import Experiment, Found, Report
 from divjax.lab.progress import duration
-from divjax.lab.verdict import PROVISIONAL, Part, Verdict
+from divjax.lab.verdict import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    PROVISIONAL,
+    REPRODUCED,
+    Part,
+    Verdict,
+    judge,
+)
 
 OTHERS = "The same on other images"
 
@@ -76,22 +84,29 @@ def number(value: float) -> str:
 
 
 def parts_table(parts: Sequence[Part]) -> Table:
-    """The evidence, one line a part."""
-    where = {"below": "below it", "inside": "inside", "above": "above it"}
-    columns = (
-        "part of the claim",
-        "status",
-        "difference",
-        "95 % interval",
-        "must exceed",
-        "zero lies",
-    )
-    lines = []
-    for part in parts:
-        bound = number(part.threshold)
-        figures = signed(part.estimate, part.low, part.high)
-        lines.append((part.name, part.status, *figures, bound, where[part.zero]))
-    return Table(columns, lines)
+    """The evidence, one line a part; with a column for what a run too small to decide shows."""
+    columns = ["part of the claim", "status", "difference", "95 % interval", "excludes 0"]
+    columns.append("must exceed")
+    lines, seen = [part_line(part) for part in parts], [undecided(part) for part in parts]
+    if not any(seen):
+        return Table(columns, lines)
+    sides = [{"above": "above it", "below": "below it"}.get(side, "around it") for side in seen]
+    lines = [(*line, side) for line, side in zip(lines, sides, strict=True)]
+    return Table([*columns, "in this run"], lines)
+
+
+def part_line(part: Part) -> tuple[str, ...]:
+    """Name, status, difference, interval, whether that excludes 0, and the threshold."""
+    figures = signed(part.estimate, part.low, part.high)
+    excludes = "no" if part.zero == "inside" else "yes"
+    return part.name, part.status, *figures, excludes, number(part.threshold)
+
+
+def undecided(part: Part) -> str:
+    """'above' or 'below' its threshold, of a part that only the size of the run leaves open."""
+    sides = {REPRODUCED: "above", CONTRADICTED: "below"}
+    seen = sides.get(judge(part.low, part.high, part.threshold), "")
+    return seen if part.status == INCONCLUSIVE else ""
 
 
 def signed(estimate: float, low: float, high: float) -> tuple[str, str]:

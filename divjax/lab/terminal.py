@@ -17,15 +17,17 @@ from divjax.lab import folder as folders
 from divjax.lab.compare import Comparison, Held, Line
 from divjax.lab.experiment import Found
 from divjax.lab.select import rounded
-from divjax.lab.sheet import Sheet, Table, label, number, parts_table, signed, stored_line
-from divjax.lab.verdict import (
-    BESIDE,
-    CONTRADICTED,
-    INCONCLUSIVE,
-    PROVISIONAL,
-    REPRODUCED,
-    Part,
+from divjax.lab.sheet import (
+    Sheet,
+    Table,
+    label,
+    number,
+    part_line,
+    signed,
+    stored_line,
+    undecided,
 )
+from divjax.lab.verdict import BESIDE, CONTRADICTED, INCONCLUSIVE, PROVISIONAL, REPRODUCED, Part
 from divjax.lab.verify import MATCH, MISMATCH, MISSING, UNREADABLE, stored_verdict
 
 TONES = {
@@ -138,8 +140,8 @@ def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
     for title, table in sheet.tables.items():
         show_table(out, table, title)
     _say(out, "The claim, part by part", "bold")
-    for line in parts_table(sheet.verdict.parts).lines:
-        _say_part(out, *line)
+    for part in sheet.verdict.parts:
+        _say_part(out, part)
     verdict = Text(f"{sheet.verdict.status}: ", style=f"bold {TONES[sheet.verdict.status]}")
     out.print(verdict.append(sheet.verdict.reason + ".", style="not bold default"))
     before, status, after = stored_line(sheet)
@@ -151,12 +153,15 @@ def show_sheet(out: Console, sheet: Sheet, place: Path) -> None:
     out.print(Text(f"report: {place / 'report.html'}"), soft_wrap=True)
 
 
-def _say_part(
-    out: Console, name: str, status: str, difference: str, interval: str, bound: str, zero: str
-) -> None:
+def _say_part(out: Console, part: Part) -> None:
+    name, status, difference, interval, excludes, bound = part_line(part)
     shown = Text(f"{name}: ").append(status, style=TONES[status])
     out.print(Padding(shown, (0, 0, 0, 2), expand=False))
-    _say(out, f"{difference}  95 % {interval}  must exceed {bound}  zero lies {zero}", indent=4)
+    _say(out, f"{difference}, 95 % interval {interval}, must exceed {bound}", indent=4)
+    side = undecided(part)
+    zero = f"the interval {'excludes' if excludes == 'yes' else 'holds'} 0"
+    small = f"; {side} the threshold here, but the run is too small" if side else ""
+    _say(out, zero + small, indent=4)
 
 
 def show_list(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -254,7 +259,7 @@ def show_comparison(found: Comparison) -> None:
     out.print()
     _show_differences(out, found)
     _show_verdicts(out, found)
-    _show_metrics(out, found.lines)
+    _show_metrics(out, found)
 
 
 def _show_differences(out: Console, found: Comparison) -> None:
@@ -314,11 +319,29 @@ def _say_verdict(out: Console, letter: str, held: Held) -> None:
 def _part_line(letter: str, part: Part | None) -> Sequence[str]:
     if part is None:
         return letter, "no such part", "", "", ""
-    return parts_table([replace(part, name=letter)]).lines[0][:5]
+    *figures, _, bound = part_line(replace(part, name=letter))
+    return *figures, bound
 
 
-def _show_metrics(out: Console, lines: Sequence[Line]) -> None:
+def _meaning(found: Comparison) -> str:
+    """What the columns of the metrics are, given the seeds that the runs share."""
+    shown = "Metrics: the last value of each seed, its mean ± the 95 % half-width; B − A is "
+    if any(line.paired for line in found.lines):
+        return shown + (
+            "paired over the seeds that both runs have, with its 95 % interval; with 0 of those it "
+            "is the difference of the means"
+        )
+    a, b = found.seeds
+    return (
+        f"The cells that are compared have no seed in common (A: {a}; B: {b}), so nothing can be "
+        f"paired. {shown}the difference of the means, without an interval. Two runs of one preset "
+        "have the same seeds and are compared seed by seed"
+    )
+
+
+def _show_metrics(out: Console, found: Comparison) -> None:
     """A table a metric, without those that are equal in both runs, seed by seed."""
+    lines = found.lines
     if not lines:
         _say(out, "No finished cell with a metric is common to both runs.")
         return
@@ -326,13 +349,7 @@ def _show_metrics(out: Console, lines: Sequence[Line]) -> None:
     of = {metric: [line for line in lines if line.metric == metric] for metric in metrics}
     equal = [metric for metric in metrics if all(line.equal for line in of[metric])]
     if len(equal) < len(metrics):
-        _say(
-            out,
-            "Metrics: the last value of each seed, its mean ± the 95 % half-width; B − A is paired "
-            "over the seeds that both runs have, with its 95 % interval; with 0 of those it is the "
-            "difference of the means",
-            "bold",
-        )
+        _say(out, _meaning(found), "bold")
         out.print()
     for metric in metrics:
         if metric not in equal:
@@ -350,7 +367,10 @@ def _show_metric(out: Console, metric: str, lines: Sequence[Line]) -> None:
     shown = [
         (line.group, rounded(*line.a[:3]), rounded(*line.b[:3]), *_paired(line)) for line in lines
     ]
-    show_table(out, Table(("", "A", "B", "B − A", "seeds"), shown), title)
+    table = Table(("", "A", "B", "B − A", "seeds"), shown)
+    if not any(line.paired for line in lines):  # then the last column says 0 and no more
+        table = Table(table.columns[:-1], [line[:-1] for line in shown])
+    show_table(out, table, title)
 
 
 def _gap(line: Line) -> float:

@@ -156,7 +156,7 @@ def control(
     *,
     larger_is_better: bool = True,
 ) -> Part:
-    """How much better ours is than theirs, for a figure beside the verdict and no part of it.
+    """How much better ours is than theirs: a figure that is shown, and no part of the verdict.
 
     Args:
         name: what is compared, in words.

@@ -14,8 +14,12 @@ def alive(logits: Array, mask: Array | None) -> Array:
 
 
 def soften(logits: Array, temperature: float) -> Array:
-    """logits / temperature in float32 at least."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+    """logits / temperature in float32 at least.
+
+    A product: XLA rounds a division by a constant and one by an argument differently, and equal
+    logits must stay equal, or the slope of the total variation is that of the rounding.
+    """
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) * (1.0 / temperature)
 
 
 def check_logits(

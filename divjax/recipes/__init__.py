@@ -1,5 +1,8 @@
-"""Objectives put together from losses, models and teachers, one module per family."""
+"""Objectives put together from losses, models and teachers, one module per family.
 
-from divjax.recipes import bench, kd
+`divjax.recipes.bench` is imported by name: it reads images and draws on the extra `lab`.
+"""
 
-__all__ = ["bench", "kd"]
+from divjax.recipes import kd
+
+__all__ = ["kd"]

@@ -1,7 +1,7 @@
 """Distillation: an objective from a student, a teacher and the terms between their logits."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from divjax.core import (
     masked_mean,
     row_keys,
 )
+from divjax.divergences import Linear, fused_sum, token_log_prob
 from divjax.losses import FromLogits, forward_kl, temperature_kd
 from divjax.models import Apply
 
@@ -140,5 +141,79 @@ def offline(
         fixed = jax.lax.stop_gradient(teacher(batch, ctx))
         seen = Outputs(logits, fixed, batch.get("y"), batch.get("mask"), ctx.axis_name)
         return Loss({name: (c, term(seen)) for name, (c, term) in terms.items()}, carry=carry)
+
+    return objective
+
+
+RowFn = Callable[[Any, Array], Array]
+
+
+def language(
+    student: Callable[[PyTree, Array], Linear],
+    teacher: Callable[[Batch, Context], Any],
+    divergence: RowFn = forward_kl,
+    *,
+    weight: float = 1.0,
+    block: int | None = None,
+) -> Objective:
+    """Distillation of a language model, token by token, without an array of all logits.
+
+    (1 - weight) cross-entropy of the next token + weight D(teacher || student), both from one pass
+    over the student's head. Off-policy when the batch's tokens are a corpus, on-policy when they
+    are the student's own.
+
+    Args:
+        student: (params, tokens [B, T - 1]) -> `Linear` with rows [B, T - 1]; soft cap and
+            temperature are its own.
+        teacher: (batch, ctx) -> a source with the same rows. Of a model: `Linear`, from
+            ctx.frozen and batch["tokens"][:, :-1]. Of stored laws: lambda batch, ctx:
+            TopK(*batch["teacher"]).
+        divergence: (logits_p [b, V], logits_q [b, V]) -> [b], the teacher is p. From a `TopK`:
+            lambda p, q: top_k_bounds(p, q, generators.kl).low.
+        weight: in [0, 1].
+        block: rows of a block, as in `divjax.divergences.fused_sum`.
+
+    Returns:
+        An objective over batches {"tokens": [B, T] int, "mask": [B, T] bool}; the mask says which
+        tokens are to be predicted and may be absent. Terms and metrics are means per token.
+
+    Raises:
+        ValueError: weight outside [0, 1].
+
+    References:
+        Agarwal et al., arXiv 2306.13649 (on- and off-policy distillation).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from divjax.divergences import Linear
+        >>> from divjax.recipes import kd
+        >>> from divjax.train import make_step
+        >>> def head(params, tokens):
+        ...     return Linear(params["embedding"][tokens], params["embedding"])
+        >>> objective = kd.language(
+        ...     head, lambda batch, ctx: head(ctx.frozen, batch["tokens"][:, :-1]))
+        >>> step = make_step(objective, optax.sgd(0.1))
+        >>> params = {"embedding": jnp.eye(7, 4)}
+        >>> state = step.init(params, jax.random.key(0))
+        >>> batch = {"tokens": jnp.array([[1, 2, 3]])}
+        >>> float(step.update(state, batch, params)[1].value)
+        0.0
+    """
+    check.fraction("weight", weight, caller="language")
+
+    def rows(p: Any, z: Array, ids: Array) -> dict[str, Array]:
+        return {"ce": -token_log_prob(z, ids), "kd": divergence(p, z)}
+
+    def objective(params: PyTree, batch: Batch, ctx: Context) -> Loss:
+        tokens, mask = batch["tokens"], batch.get("mask")
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        counts = jnp.ones(targets.shape) if mask is None else mask[:, 1:].astype(jnp.float32)
+        weights = {"ce": (1.0 - weight) * counts, "kd": weight * counts}
+        sources = jax.lax.stop_gradient(teacher(batch, ctx)), student(params, inputs), targets
+        alive = None if mask is None else mask[:, 1:]
+        total, seen = fused_sum(rows, weights, *sources, mask=alive, block=block)
+        number = counts.sum()
+        metrics = {name: Mean(x.sum(), number) for name, x in seen.items()}
+        return Loss({"distillation": (1.0, Mean(total, number))}, metrics)
 
     return objective

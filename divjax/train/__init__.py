@@ -4,6 +4,7 @@
     compose.py     alternate, over_seeds
     gradients.py   loss_and_grad, extragradient      parallel.py   compile, data_mesh, fsdp, start
     evaluate.py    make_eval                         checkpoint.py save, restore, open_checkpoints
+    teacher_store.py  write, read: a teacher's top-k laws of a corpus, on disk
 
     import optax
     from divjax.train import make_eval, make_step
@@ -51,6 +52,8 @@ Signatures:
         .save(step, state)                          # copies, then writes in the background
         .restore(like) -> (state, step) | None      # the newest whole one
         .close()                                    # waits for the last write; others may write
+    teacher_store.write(folder, teacher, tokens, *, shard, provenance) -> None       # goes on
+    teacher_store.read(folder) -> Store(about, laws)    # laws(indices [B]) -> TopK for a batch
     checkpoint.fingerprint(tree) -> str             # of a teacher, for the config of its runs
 
 `frozen` holds teachers: any tree, an argument of `update`, never donated, never in a checkpoint:

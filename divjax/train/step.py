@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from divjax.core import Array, Batch, Context, GradFn, Loss, Objective, PyTree
@@ -64,8 +65,9 @@ def make_step(
 
     Raises:
         ValueError: objective and grad_fn are both given or both missing; a controller is a plain
-            function; at trace time: leaves of the batch disagree in B, a metric has a reserved
-            name, the carry changes its shape.
+            function; from init: params hold what is no array, such as a function of a module; at
+            trace time: leaves of the batch disagree in B, a metric has a reserved name, the carry
+            changes its shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -90,6 +92,7 @@ def make_step(
 
     def init(params: PyTree, key: Array, carry: PyTree = ()) -> TrainState:
         _check_key(key)
+        _check_params(params)
         params = jax.tree.map(jnp.asarray, params)
         state = TrainState(
             step=jnp.int32(0),
@@ -230,6 +233,20 @@ def _check_key(key: Array) -> None:
         "pass jax.random.key(seed)",
     )
     require(key.shape == (), "Step.init", "key must be one key", key, "use over_seeds for several")
+
+
+def _check_params(params: PyTree) -> None:
+    """Arrays and numbers alone: a function or a switch in a module is no parameter."""
+    for path, leaf in _leaves(params):
+        numeric = isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex)
+        require(
+            numeric and not isinstance(leaf, bool),
+            "Step.init",
+            f"params{jax.tree_util.keystr(path)} must be an array",
+            f"a callable of type {type(leaf).__name__}" if callable(leaf) else leaf,
+            "partition it: params, apply, carry = adapters.equinox(module), or likewise "
+            "adapters.linen, adapters.haiku and models.split",
+        )
 
 
 def _check_arguments(

@@ -322,6 +322,8 @@ import divjax.core, divjax.divergences, divjax.estimators, divjax.losses, divjax
 note("maths")
 import divjax.optim, divjax.train
 note("train")
+import divjax.models, divjax.recipes, divjax.adapters
+note("recipes")
 print(json.dumps(added))
 """
 
@@ -343,3 +345,8 @@ def test_the_maths_brings_only_jax(imported):
 
 def test_training_brings_neither_flax_nor_orbax(imported):
     assert not {"flax", "orbax", "ott", "distrax", "matplotlib", "pandas"} & {*imported["train"]}
+
+
+def test_what_a_library_user_imports_needs_no_extra(imported):
+    extra = {"tyro", "matplotlib", "pandas", "sklearn", "PIL"}
+    assert not extra & {*imported["recipes"]}

@@ -132,7 +132,8 @@ def test_the_transport_guide_runs():
 def test_both_columns_of_the_migration_table_agree(row):
     pytest.importorskip(row.peer, exc_type=ImportError)
     scope = {}
-    exec(generate.migration.SETUP + generate.migration.SETUPS[row.peer], scope)
+    setup = generate.migration.PEERS[row.peer].setup
+    exec(generate.migration.IMPORTS + generate.migration.INPUTS + setup, scope)
     theirs, ours = (np.asarray(eval(text, scope)) for text in (row.theirs, row.ours))
     assert theirs.shape == ours.shape
     np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-6 * np.abs(theirs).max())
@@ -162,3 +163,21 @@ def test_the_examples_of_contributing_run(tmp_path, monkeypatch):
     assert main(["run", "smallest", "--preset", "cpu"]) == 0
     verdict = (tmp_path / "runs" / "smallest" / "cpu" / "verdict.json").read_text()
     assert '"status": "reproduced"' in verdict
+
+
+ADAPTED = blocks(ROOT / "docs" / "api" / "adapters.md")
+
+
+@pytest.mark.parametrize("code", ADAPTED[1:], ids=["linen", "haiku", "equinox", "function"])
+def test_models_of_all_libraries_go_into_one_step(code):
+    for library in re.findall(r"^import (\w+)", code, re.M):
+        pytest.importorskip(library)
+    scope = {}
+    exec(ADAPTED[0], scope)
+    exec(code, scope)
+    state, info = scope["state"], scope["info"]
+    assert float(info.terms["kd"]) > 0
+    assert int(state.step) == 1
+    if "trained" in scope:
+        batch, key = scope["batch"], scope["key"]
+        assert scope["trained"](batch["x"][0], key=key).shape == (10,)

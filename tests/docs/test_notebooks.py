@@ -36,8 +36,8 @@ def code_cells(path):
     return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"}
 
 
-def test_both_notebooks_are_there():
-    assert {path.stem for path in BOOKS} >= {"distillation", "ten_ways"}
+def test_all_notebooks_are_there():
+    assert {path.stem for path in BOOKS} >= {"distillation", "large_vocabulary", "ten_ways"}
 
 
 @each_book

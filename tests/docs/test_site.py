@@ -293,6 +293,19 @@ def test_a_site_that_loads_from_elsewhere_is_refused(tmp_path, capsys):
         assert "example" in capsys.readouterr().out
 
 
+def test_a_link_within_the_site_that_leads_nowhere_is_refused(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.svg").write_text("<svg/>")
+    (tmp_path / "in/b.html").write_text('<h1 id="x.y z">b</h1><a href="../index.html#top">a</a>')
+    good = '<a href="in/b.html#x.y%20z">b</a><a href="#">a</a><a href="a.svg#part">c</a>'
+    (tmp_path / "index.html").write_text(good)
+    assert weigh.main(tmp_path) == 0
+    for bad in ("in/b.html#x", "#x.y", "in/c.html", "in", "a.png"):
+        (tmp_path / "index.html").write_text(f'{good}<a href="{bad}">d</a>')
+        assert weigh.main(tmp_path) == 1, bad
+        assert f"leads nowhere: index.html: {bad}\n" in capsys.readouterr().out
+
+
 def test_the_statuses_that_pages_print_are_those_of_the_lab():
     assert {line[2].strip("*") for line in papers.verdict_rows()} <= {
         *verdict.STATUSES,

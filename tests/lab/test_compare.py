@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -183,7 +184,20 @@ def test_seeds_that_are_not_shared_are_not_paired(divjax, place):
     found = compared(divjax, A, B)
     assert all(line["paired"] is None for line in found["metrics"])
     out = " ".join(divjax("compare", A, B)[1].split())
+    assert "have no seed in common (A: 140 to 141; B: 40 to 43), so nothing can be paired" in out
+    assert "B − A is the difference of the means, without an interval" in out
+    assert not re.search(r"B − A +seeds", out)
+
+
+def test_seeds_that_some_cells_share(divjax, place):
+    def move(row):
+        return {**row, "seed": row["seed"] + 100} if row.get("arm") == "flat" else row
+
+    rewrite(place / "smoke", move)
+    out = " ".join(divjax("compare", A, B)[1].split())
     assert "with 0 of those it is the difference of the means" in out
+    assert "no seed in common" not in out
+    assert re.search(r"B − A +seeds", out)
 
 
 def test_values_that_are_not_finite(divjax, place):

@@ -1,6 +1,7 @@
 """Figures, tables, data and what is imported when."""
 
 import io
+import re
 import subprocess
 import sys
 import time
@@ -77,9 +78,23 @@ def test_numbers():
         "0.0 s", "1 min 00 s", "3 min 20 s", "2 h 05 min",
     ]  # fmt: skip
     line = parts_table([stated("x", 0.5, 0.25, 0.75, threshold=0.1)]).lines[0]
-    assert line == ("x", "reproduced", "+0.500", "[+0.250, +0.750]", "0.1", "below it")
-    small = conclude([stated("x", 0.5, 0.25, 0.75, threshold=0.1)], preset="demo")
-    assert parts_table(small.parts).lines[0][1] == "inconclusive"
+    assert line == ("x", "reproduced", "+0.500", "[+0.250, +0.750]", "yes", "0.1")
+    assert parts_table([stated("x", 0.1, -0.1, 0.3, threshold=-0.2)]).lines[0][4] == "no"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side"),
+    [(0.25, 0.75, "above it"), (-0.75, -0.5, "below it"), (0.0, 0.2, "around it")],
+)
+def test_a_run_too_small_to_decide_says_what_it_sees(low, high, side):
+    part = stated("x", (low + high) / 2, low, high, threshold=0.1)
+    other = stated("y", 1.0, 0.5, 2.0, threshold=0.1)
+    table = parts_table(conclude([part, other], preset="demo").parts)
+    assert table.columns[5:] == ["must exceed", "in this run"]
+    assert [line[1] for line in table.lines] == ["inconclusive"] * 2
+    assert [line[5:] for line in table.lines] == [("0.1", side), ("0.1", "above it")]
+    decided = parts_table(conclude([part, other], preset="cpu").parts)
+    assert "in this run" not in decided.columns
 
 
 def test_a_terminal_gets_a_bar_with_speed_and_time():
@@ -97,6 +112,21 @@ def test_a_terminal_gets_a_bar_with_speed_and_time():
     shown = screen.getvalue()
     for part in ("cells", "bd2-lr0.003", "41/200", "1/4", "2/4", "steps/s", "ETA"):
         assert part in shown
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_bar_breaks_no_line_and_keeps_both_ends_of_a_name(width):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, highlight=False)
+    with watching(console, total=42, done=39) as watcher:
+        watcher.begin("pilot-debiased0.1-rate0.003")
+        for step in (1, 2, 3):
+            watcher.step(step, 90_000)
+            time.sleep(0.3)
+    lines = [re.sub(r"\x1b\[[\d;?]*\w", "", x) for x in re.split(r"[\r\n]+", screen.getvalue())]
+    shown = [line for line in lines if line.strip()]
+    assert any("steps/s  ETA" in line for line in shown)
+    assert all(line.startswith(("cells", "pilot-deb…-rate0.003 ")) for line in shown)
 
 
 def test_digits_are_real_and_named_by_their_hash():

@@ -16,6 +16,7 @@ from textwrap import dedent
 import pytest
 
 from divjax.lab import LabError
+from divjax.lab.cli import COMMANDS
 from divjax.lab.folder import default_folder, differences
 
 SMOKE = Path("runs/toy_experiment/smoke")
@@ -92,8 +93,8 @@ def test_report_needs_nothing_beside_it(reference):
     text = (reference[0] / "report.md").read_text()
     for needed in (
         "Weight decay lowers", "0000.00000", "**inconclusive**", "too small to decide",
-        "No verdict of the cpu preset is stored yet", "must exceed", "zero lies", "real", "sha256",
-        "scikit-learn", "jax 0.", "| steps | 20 |", "figures/0.png",
+        "No verdict of the cpu preset is stored yet", "must exceed", "excludes 0", "real",
+        "sha256", "scikit-learn", "jax 0.", "| steps | 20 |", "figures/0.png",
     ):  # fmt: skip
         assert needed in text
     pictures = sorted((reference[0] / "figures").iterdir())
@@ -111,12 +112,26 @@ def test_output_to_a_file_is_plain_and_short(reference):
     assert "inconclusive: the preset 'smoke' is too small to decide." in lines
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_finished_run_fits_the_terminal(divjax, reference, tmp_path, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    shutil.copytree(reference[0], tmp_path / SMOKE)
+    out = divjax(*RUN)[1]
+    assert max(map(len, out.splitlines())) <= width
+    words = out.split()
+    assert {"calibration", "inconclusive", "test_accuracy", "report:"} <= set(words)
+    assert "the interval holds 0" in " ".join(words)
+
+
 def test_a_finished_run_is_not_run_again(divjax, reference, tmp_path):
     shutil.copytree(reference[0], tmp_path / SMOKE)
     before = {f: (tmp_path / SMOKE / f).read_bytes() for f in ("records.jsonl", "timings.jsonl")}
     code, out, err = divjax(*RUN)
     assert (code, err) == (0, "")
     assert "cell 1" not in out
+    said = " ".join(out.split())
+    assert f"{SMOKE} is finished already: nothing is run, its report is written again" in said
+    assert "move that folder away, or give another with --out" in said
     assert before == {f: (tmp_path / SMOKE / f).read_bytes() for f in before}
 
 
@@ -262,6 +277,12 @@ def test_one_process_at_a_time(divjax, tmp_path):
         (("run", "toy_experimant"), "did you mean toy_experiment?"),
         (("run", "toy_experiment", "--preset", "cpus"), "did you mean cpu?"),
         (("run", "toy_experiment", "--preset", "smoke", "--preset=cpu"), "given twice: smoke, cpu"),
+        (("show", "toy_experiment:cpus"), "did you mean cpu?"),
+        (("show", "toy_experimant:cpu"), "did you mean toy_experiment?"),
+        (("verify", "toy_experiment:"), "no preset ''; known: smoke, demo, cpu"),
+        (("verify", "toy_experiment:smoke", "--preset", "cpu"), "given twice: smoke, cpu"),
+        (("report", "toy_experiment:demo+steps=3"), "give the preset demo, and what departs"),
+        (("verify", "."), ". is a folder; verify takes the name of an experiment"),
         (("run",), "needs the name of an experiment: divjax run NAME"),
         (("run", "--preset", "smoke"), "needs the name of an experiment"),
         (("run", "--preset", "smoke", "toy_experimant"), "did you mean toy_experiment?"),
@@ -285,15 +306,51 @@ def test_version(divjax):
     assert divjax("--version") == (0, f"divjax {version('divjax')}\n", "")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("help",), ("--help",), ("run", "--help"), ("show", "-h"), ("verify", "--all", "--help")],
-)
+@pytest.mark.parametrize("arguments", [("help",), ("--help",), ("-h",), ("help", "me")])
 def test_help(divjax, arguments):
     code, out, err = divjax(*arguments)
     assert (code, err) == (0, "")
     assert "divjax run NAME --preset cpu" in out
     assert "divjax run NAME --help" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_is_of_that_command(divjax, command):
+    code, out, err = divjax(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"divjax {command}: ")
+    assert out == divjax("help", command)[1] == divjax(command, "-h", "--json")[1]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_help_of_no_command_is_an_error(divjax):
+    assert divjax("runs", "--help")[0] == 2
+
+
+def test_the_module_of_the_command_runs_too():
+    command = [sys.executable, "-m", "divjax.lab.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"divjax {version('divjax')}\n", "")
+
+
+def test_a_reader_that_has_seen_enough():
+    command = f"{sys.executable} -m divjax help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_name_and_preset_in_one_word(divjax, reference, tmp_path):
+    shutil.copytree(reference[0], tmp_path / SMOKE)
+    shown = divjax("show", "toy_experiment:smoke")[1]
+    assert "Cells of the preset smoke" in shown
+    assert shown == divjax("show", "--preset", "smoke", "toy_experiment")[1]
+    assert divjax("verify", "toy_experiment:smoke")[0] == 0
+    (tmp_path / SMOKE / "report.md").unlink()
+    assert divjax("report", "toy_experiment:smoke")[0] == 0
+    assert (tmp_path / SMOKE / "report.md").exists()
+    code, out, _ = divjax("run", "toy_experiment:smoke")
+    assert code == 0
+    assert "finished already" in out
 
 
 def test_the_name_may_stand_anywhere(divjax):
@@ -310,6 +367,7 @@ def test_the_name_may_stand_anywhere(divjax):
 def test_help_of_an_experiment_shows_its_config(divjax):
     code, out, _ = divjax(*RUN, "--help")
     assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
     for part in ("--preset {smoke,demo,cpu}", "--noise.scale FLOAT", "default: 20", "--fresh"):
         assert part in out
 

@@ -85,6 +85,30 @@ CASES = {
     },
     "divergences.alpha": (partial(divergences.alpha, order=0.3), P, Q),
     "divergences.tsallis": (partial(divergences.tsallis, order=1.5), P, Q),
+    "divergences.entropies": (lambda z: divergences.entropies(divergences.Logits(z)), P),
+    "divergences.fused_divergence": (
+        lambda h, w, p: divergences.fused_divergence(
+            divergences.Logits(p), divergences.Linear(h, w), generators.kl, block=2),
+        P, Q[:3], P),
+    "divergences.fused_rows": (
+        lambda h, w: divergences.fused_rows(
+            lambda z: jnp.max(z, -1), divergences.Linear(h, w, soft_cap=3.0), block=2),
+        P, Q[:3]),
+    "divergences.fused_sum": (
+        lambda h, w, p, weights: divergences.fused_sum(
+            lambda a, b: divergences.f_divergence_from_logits(a, b, generators.js(0.5)),
+            weights, divergences.Logits(p), divergences.Linear(h, w), block=2)[0],
+        P, Q[:3], P, X),
+    "divergences.log_normalisers": (
+        lambda z: divergences.log_normalisers(divergences.Logits(z)), P),
+    "divergences.token_log_prob": (divergences.token_log_prob, P, LABELS),
+    "divergences.token_log_probs": (
+        lambda z, ids: divergences.token_log_probs(divergences.Logits(z), ids), P, LABELS),
+    "divergences.top_k": (lambda z: divergences.top_k(divergences.Logits(z), 2), P),
+    "divergences.top_k_bounds": (
+        lambda p, z: divergences.top_k_bounds(
+            divergences.top_k(divergences.Logits(p), 2), z, generators.kl),
+        P, Q),
     "divergences.renyi": (partial(divergences.renyi, order=2.0), P, Q),
     "divergences.renyi_from_logits": (partial(divergences.renyi_from_logits, order=0.5), P, Q),
     "divergences.bernoulli_log_partition": (divergences.bernoulli_log_partition, P),
@@ -174,7 +198,8 @@ CASES = {
 # Not functions of arrays, or no function at all.
 NOTHING_TO_EXPORT = {
     "core.Array", "core.Batch", "core.Context", "core.Divergence", "core.Estimate", "core.GradFn",
-    "core.Objective", "core.PyTree", "core.Scalar", "divergences.Power",
+    "core.Objective", "core.PyTree", "core.Scalar", "divergences.Bounds",
+    "divergences.Linear", "divergences.Logits", "divergences.Power", "divergences.TopK",
     "divergences.gaussian", "divergences.gaussian.DiagonalGaussian",
     "divergences.gaussian.Gaussian", "divergences.generators",
     "divergences.ranking", "divergences.transport", "losses.Balance",
