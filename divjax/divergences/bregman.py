@@ -1,10 +1,11 @@
 """Bregman divergences and Fenchel-Young losses of any potential, with the gradient by autodiff.
 
-phi(x) - phi(y) - <grad phi(y), x - y> cancels where x and y are close. The same number is
-int_0^1 (1 - s) <d, H(y + s d) d> ds with d = x - y and H the Hessian of phi, which does not; but
-its quadrature can miss what happens far away. So the quadrature is taken where it agrees with the
-definition to a few roundings of the latter: no worse far away, and accurate where it matters. The
-powers need no quadrature, their terms have an exact form.
+phi(x) - phi(y) - <grad phi(y), x - y> cancels where its terms are larger than their sum. The same
+number is int_0^1 t <d, H(x - t d) d> dt with d = x - y and H the Hessian of phi: terms >= 0. Both
+have a bound of their error, the rounding of the terms here, the refinement of the quadrature there,
+and the better one is taken. A quadrature that has missed something is found out by int <d, H d> dt
+= <grad phi(x) - grad phi(y), d>, and by the definition. The powers need none of it, their terms
+have an exact form.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from divjax.core import Array, check, masked_sum, xlogy
+from divjax.core import Array, check, masked_sum, vary_like, xlogy
 from divjax.divergences import generators
+from divjax.divergences._quadrature import COARSE, FINE, POINTS, error, integrate
 from divjax.divergences._terms import under_p, under_q
 
 Potential = Callable[[Array], Array]  # convex, [*E, K] -> [*E], row by row
-
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)  # on [-1, 1]
-_GAUSS = list(zip((0.5 + 0.5 * _NODES).tolist(), (0.5 * _WEIGHTS).tolist(), strict=True))
 
 
 class Power(NamedTuple):
@@ -94,7 +93,11 @@ def half_square(x: Array) -> Array:
 def bregman(
     x: Array, y: Array, potential: Potential, *, axis: int = -1, where: Array | None = None
 ) -> Array:
-    """phi(x) - phi(y) - <grad phi(y), x - y>, accurate however close x and y are.
+    """phi(x) - phi(y) - <grad phi(y), x - y>, accurate however close or far x and y are.
+
+    The error is a few roundings of the value or of the definition's terms, whichever is less, as
+    far as autodiff of `potential` is accurate: it is not where jax.nn.logsumexp is nearly certain;
+    `categorical_log_partition` is, and the others of its module are.
 
     The derivatives are grad phi(x) - grad phi(y) and -H(y) (x - y), to every order; parameters
     that `potential` closes over are differentiated too.
@@ -228,32 +231,48 @@ def _finite(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
-def _agreed(quadrature: Array, definition: Array, size: Array) -> Array:
-    """The quadrature where it is the definition up to rounding in terms of this size."""
-    slack = 8.0 * float(np.finfo(size.dtype).eps) * size
-    # Strictly less: where the definition is infinite, so is the slack.
-    return jnp.where(jnp.abs(quadrature - definition) < slack, quadrature, definition)
+def _between(x: Array, y: Array, d: Array, t: Array) -> Array:
+    """x - t d, from the nearer end; t [*E]."""
+    t = t[..., None]
+    return jnp.where(t < 0.5, x - t * d, y + (1.0 - t) * d)
 
 
-def _definition(phi: Any, x: Array, y: Array, parameters: tuple[Array, ...]) -> tuple[Array, Array]:
-    """The value, and the size of its terms."""
-    terms = (
-        phi(x, *parameters),
-        -phi(y, *parameters),
-        -_inner(_slope(phi, y, parameters), _step(x, y)),
-    )
-    return sum(terms[1:], terms[0]), sum((jnp.abs(t) for t in terms[1:]), jnp.abs(terms[0]))
+def _better(quadrature: Array, its_error: Array, definition: Array, size: Array) -> Array:
+    """The quadrature where its error is less than the rounding of terms of this size."""
+    eps = float(np.finfo(size.dtype).eps)
+    # Strictly less: where the definition is infinite, so is its size.
+    less = its_error + 2.0 * eps * jnp.abs(quadrature) < eps * size
+    agree = jnp.abs(quadrature - definition) < 8.0 * eps * size + its_error
+    return jnp.where(less & agree, quadrature, definition)
+
+
+def _definition(phi: Any, x: Array, y: Array, parameters: tuple[Array, ...]) -> Array:
+    slope = _inner(_slope(phi, y, parameters), _step(x, y))
+    value: Array = phi(x, *parameters) - phi(y, *parameters) - slope
+    return value
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _bregman(phi: Any, x: Array, y: Array, parameters: tuple[Array, ...]) -> Array:
-    value, size = _definition(phi, x, y, parameters)
-    d = _step(x, y)
-    parts = [
-        w * (1.0 - s) * jnp.sum(d * _curve(phi, y + s * d, d, parameters), axis=-1)
-        for s, w in _GAUSS
-    ]
-    return _agreed(sum(parts[1:], parts[0]), value, size)
+    d, eps = _step(x, y), float(np.finfo(x.dtype).eps)
+    ends = phi(x, *parameters), phi(y, *parameters)
+    at_x, at_y = _slope(phi, x, parameters), _slope(phi, y, parameters)
+    value = ends[0] - ends[1] - _inner(at_y, d)
+    # What it is rounded in terms of: phi, and what moves phi by a rounding of its argument.
+    size = jnp.abs(ends[0]) + jnp.abs(ends[1])
+    for slope, z in ((at_y, d), (at_x, x), (at_y, y)):
+        size += _inner(jnp.abs(slope), jnp.abs(z))
+
+    def height(t: Array) -> Array:
+        return _inner(d, _curve(phi, _between(x, y, d, t), d, parameters))
+
+    found = integrate(height, size > 32.0 * jnp.abs(value), d.dtype)
+    mass, scale = _inner(_step(at_x, at_y), d), _inner(jnp.abs(at_x) + jnp.abs(at_y), jnp.abs(d))
+    slack = 16.0 * eps * scale + eps**0.5 * found.mass + found.spread
+    missed = ~(jnp.abs(mass - found.mass) <= slack)
+    out = _better(found.moment, jnp.where(missed, inf, found.error), value, size)
+    # Only what rounding can have made of a number >= 0: a potential that is not convex shows.
+    return jnp.where((out < 0) & (out >= -8.0 * eps * size), 0.0, out)
 
 
 @_bregman.defjvp
@@ -265,7 +284,7 @@ def _bregman_jvp(phi: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
         _finite(_slope_gap(phi, x, y, parameters)) * dx - _finite(curved) * dy, axis=-1
     )
     if parameters:
-        change += jax.jvp(lambda c: _definition(phi, x, y, c)[0], (parameters,), (dparameters,))[1]
+        change += jax.jvp(lambda c: _definition(phi, x, y, c), (parameters,), (dparameters,))[1]
     return _bregman(phi, x, y, parameters), change
 
 
@@ -274,8 +293,17 @@ def _slope_gap(phi: Any, x: Array, y: Array, parameters: tuple[Array, ...]) -> A
     """grad phi(x) - grad phi(y)."""
     at_x, at_y = _slope(phi, x, parameters), _slope(phi, y, parameters)
     d = _step(x, y)
-    parts = [w * _curve(phi, y + s * d, d, parameters) for s, w in _GAUSS]
-    return _agreed(sum(parts[1:], parts[0]), _step(at_x, at_y), jnp.abs(at_x) + jnp.abs(at_y))
+
+    def add(sums: Any, node: Any) -> tuple[Any, None]:
+        t, *weights = node
+        bent = _curve(phi, _between(x, y, d, jnp.full(x.shape[:-1], t)), d, parameters)
+        return [s + w * bent for s, w in zip(sums, weights, strict=True)], None
+
+    nodes = [jnp.asarray(a, d.dtype) for a in (POINTS, FINE, COARSE)]
+    zero = vary_like(jnp.zeros_like(d), x, y, *parameters)
+    (fine, coarse), _ = jax.lax.scan(add, [zero, zero], nodes)
+    size = jnp.abs(at_x) + jnp.abs(at_y)
+    return _better(fine, error(fine, coarse), _step(at_x, at_y), size)
 
 
 @_slope_gap.defjvp

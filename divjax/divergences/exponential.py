@@ -2,7 +2,8 @@
 
 The densities are exp(<eta, t(x)> - A(eta)) by a common measure, and E_q (p/q)^a =
 exp(A(a eta_p + (1 - a) eta_q) - a A(eta_p) - (1 - a) A(eta_q)). Everything is a Bregman
-divergence of A, so that nothing cancels where the two laws are close.
+divergence of A, so that nothing cancels where the two laws are close. It is as accurate as A's
+second derivatives: those of the log-partitions here keep their digits where a law is certain.
 """
 
 from math import inf
@@ -113,7 +114,7 @@ def categorical_log_partition(eta: Array) -> Array:
         >>> f"{categorical_log_partition(jnp.zeros(2)):.4f}"
         '0.6931'
     """
-    return jax.nn.logsumexp(eta, axis=-1)
+    return _log_sum_exp(eta)
 
 
 def bernoulli_log_partition(eta: Array) -> Array:
@@ -128,7 +129,7 @@ def bernoulli_log_partition(eta: Array) -> Array:
         >>> f"{bernoulli_log_partition(jnp.zeros(1)):.4f}"
         '0.6931'
     """
-    return jnp.sum(jax.nn.softplus(eta), axis=-1)
+    return jnp.sum(_softplus(eta), axis=-1)
 
 
 def poisson_log_partition(eta: Array) -> Array:
@@ -144,3 +145,50 @@ def poisson_log_partition(eta: Array) -> Array:
         2.0
     """
     return jnp.sum(jnp.exp(eta), axis=-1)
+
+
+@jax.custom_jvp
+def _log_sum_exp(x: Array) -> Array:
+    return jax.nn.logsumexp(x, axis=-1)
+
+
+@_log_sum_exp.defjvp
+def _log_sum_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return _log_sum_exp(x), jnp.sum(_softmax(x) * dx, axis=-1)
+
+
+@jax.custom_jvp
+def _softmax(x: Array) -> Array:
+    return jax.nn.softmax(x)
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """p (dx - <p, dx>), centred twice: once loses the likeliest entry's own change to rounding."""
+    (x,), (dx,) = primals, tangents
+    p = _softmax(x)
+    for _ in range(2):
+        dx = dx - jnp.sum(p * dx, axis=-1, keepdims=True)
+    return p, p * dx
+
+
+@jax.custom_jvp
+def _softplus(x: Array) -> Array:
+    return jax.nn.softplus(x)
+
+
+@_softplus.defjvp
+def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _softplus(*primals), _sigmoid(*primals) * tangents[0]
+
+
+@jax.custom_jvp
+def _sigmoid(x: Array) -> Array:
+    return jax.nn.sigmoid(x)
+
+
+@_sigmoid.defjvp
+def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return _sigmoid(x), _sigmoid(x) * _sigmoid(-x) * dx  # 1 - sigmoid(x) would be 0 above 17

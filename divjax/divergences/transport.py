@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from divjax.core import Array, check, mul_exp, vary_like
+from divjax.divergences import generators
 from divjax.divergences._sinkhorn import INNER, implicit, ott_potentials
+from divjax.divergences._terms import at_sample
 from divjax.divergences.wasserstein import squared_euclidean
 
 
@@ -45,8 +47,9 @@ class Transport(NamedTuple):
 
     Attributes:
         cost: [] <P, C>, what moving costs, without entropy.
-        regularised: [] OT_epsilon = <P, C> + epsilon KL(P || a b'), by the dual formula: before
-            convergence it is a lower bound of the converged value.
+        regularised: [] OT_epsilon = <P, C> + epsilon KL(P || a b'), and before convergence the dual
+            value, a lower bound of the converged one. Added up from terms that are as small as
+            their sum, so that no digits are lost for large epsilon.
         log_plan: [N, M] log P; -inf where nothing moves.
         marginal_error: [] sum |P 1 - a| + sum |P' 1 - b|, relative to the mass of a.
         converged: [] bool, the error is within the solver's tolerance.
@@ -209,15 +212,36 @@ def sinkhorn(
     error = (jnp.abs(plan.sum(1) - a).sum() + jnp.abs(plan.sum(0) - b).sum()) / jnp.where(
         empty, 1.0, a.sum()
     )
-    dual = mul_exp(u - log_a, log_a).sum() + mul_exp(v - log_b, log_b).sum()
+    moved = mul_exp(cost, log_plan).sum()
+    laws = (u, log_a, a - plan.sum(1)), (v, log_b, b - plan.sum(0))
+    entropy = _relative_entropy(log_kernel, *laws)
     return Transport(
-        cost=mul_exp(cost, log_plan).sum(),
-        regularised=jnp.where(empty, 0.0, epsilon * (dual + a.sum() * b.sum() - plan.sum())),
+        cost=moved,
+        regularised=jnp.where(empty, 0.0, moved + epsilon * entropy),
         log_plan=log_plan,
         marginal_error=error,
         converged=error <= tolerance,
         iterations=iterations,
     )
+
+
+def _relative_entropy(
+    log_kernel: Array, rows: tuple[Array, Array, Array], columns: tuple[Array, Array, Array]
+) -> Array:
+    """KL(P || a b') + <f, a - P 1> + <g, b - P' 1>, each side (potential, log law, what it lacks).
+
+    With f = u - log a and g = v - log b, centred: a constant may move from one to the other. Plus
+    <P, C> / epsilon it is the dual value <f, a> + <g, b> + a'1 1'b - 1'P 1, whose terms do not
+    become small as epsilon grows; those of this sum do.
+    """
+    f, g = (jnp.where(law != -inf, potential - law, 0.0) for potential, law, _ in (rows, columns))
+    log_a, log_b = rows[1], columns[1]
+    shift = mul_exp(f, log_a).sum() / jnp.exp(log_a).sum()
+    f, g = f - shift, g + shift
+    here = (log_a != -inf)[:, None] & (log_b != -inf)
+    terms = at_sample(generators.kl, jnp.where(here, f[:, None] + g + log_kernel, 0.0))
+    lacks = (f * rows[2]).sum() + (g * columns[2]).sum()
+    return mul_exp(terms, log_a[:, None] + log_b).sum() + lacks
 
 
 class SinkhornDivergence(NamedTuple):

@@ -14,12 +14,13 @@ def alive(logits: Array, mask: Array | None) -> Array:
 
 
 def soften(logits: Array, temperature: float) -> Array:
-    """logits / temperature in float32 at least.
+    """logits / temperature in float32 at least; equal logits come out equal to the last bit.
 
-    A product: XLA rounds a division by a constant and one by an argument differently, and equal
-    logits must stay equal, or the slope of the total variation is that of the rounding.
+    A division would not do: where the temperature is a constant it is compiled as a product, and
+    one side may be compiled and the other not. Nor a product that is fused with what follows.
     """
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) * (1.0 / temperature)
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jax.lax.optimization_barrier(wide * (1.0 / temperature))
 
 
 def check_logits(
