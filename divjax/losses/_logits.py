@@ -20,7 +20,8 @@ def soften(logits: Array, temperature: float) -> Array:
     one side may be compiled and the other not. Nor a product that is fused with what follows.
     """
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return jax.lax.optimization_barrier(wide * (1.0 / temperature))
+    out: Array = jax.lax.optimization_barrier(wide * (1.0 / temperature))
+    return out
 
 
 def check_logits(
