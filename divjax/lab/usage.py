@@ -42,7 +42,7 @@ A run that was broken off goes on where it was by the same command.
 
   --preset    the preset that was run
   --out       the run folder; runs/NAME/PRESET when not given
-  --store     keep the results in experiments/results/NAME, other presets below it
+  --store     keep them in experiments/results/NAME, other presets below it
 
 Options that the run was given have to be given again.
 {OWN.format("report")}
