@@ -50,6 +50,11 @@ def milliseconds(x: Any) -> str:
     return f"{x:.1f}" if x >= 100 else f"{x:.3g}"
 
 
+def public(name: str) -> str:
+    """How one of ours is called where the reader is not us."""
+    return "divjax" + name.removeprefix("ours") if name.split(",")[0] == "ours" else name
+
+
 def _several(row: Row, table) -> str:
     """A row with many peers: one line for each."""
     lines = []
@@ -58,7 +63,7 @@ def _several(row: Row, table) -> str:
         temp = row["temp_bytes"].get(key)
         lines.append(
             [
-                name,
+                public(name),
                 milliseconds(ms),
                 ratio(row["ratios"].get(name)),
                 "" if temp is None else f"{temp / 2**20:.0f}",
@@ -90,17 +95,12 @@ def _errors(row: Row, table) -> str:
     lines = []
     for name, error in row["error"].items():
         cells = [number(error[k]) for k in keys] if isinstance(error, dict) else [error]
-        lines.append(
-            ["divjax" if name == "ours" else name, *cells, *[""] * (len(keys) - len(cells))]
-        )
+        lines.append([public(name), *cells, *[""] * (len(keys) - len(cells))])
     return table(["implementation", *keys], lines)
 
 
 def _memory(row: Row, table) -> str:
-    lines = [
-        ["divjax" if name == "ours" else name, f"{size / 2**20:.0f}"]
-        for name, size in row["temp_bytes"].items()
-    ]
+    lines = [[public(name), f"{size / 2**20:.0f}"] for name, size in row["temp_bytes"].items()]
     return table(["implementation", "temporaries, MiB"], lines)
 
 
@@ -135,8 +135,10 @@ def _environment(run: Mapping[str, Any]) -> str:
     rounds = sorted({row["rounds"] for row in run["rows"] if row["rounds"]})
     text = (
         f"Stored run: {e['processor']}, {e['cores']} cores, device {e['device']}; Python "
-        f"{e['python']}, {versions}; load {e['load'][0]:.1f} at the end; medians of "
-        f"{' or '.join(map(str, rounds))} rounds, taken in turn."
+        f"{e['python']}, {versions}; load {e['load'][0]:.1f} at the end"
+    )
+    text += (
+        f"; medians of {' or '.join(map(str, rounds))} rounds, taken in turn." if rounds else "."
     )
     return text + (f" Environment: {given}." if given else "")
 

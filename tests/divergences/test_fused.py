@@ -271,3 +271,13 @@ def test_errors_name_what_came():
         fused_rows(kl, p, Linear(*arrays[:3], temperature=0.0))
     with pytest.raises(ValueError, match="tokens must be int"):
         token_log_probs(q, weights)
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_several_heads_side_by_side(entrance):
+    """Under vmap, as the seeds of an experiment are."""
+    arrays, weights = heads(17)
+    both = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), arrays)
+    fused = jax.value_and_grad(lambda a: ENTRANCES[entrance](kl, a, weights, block=4))
+    dense = jax.value_and_grad(lambda a: jnp.tensordot(weights, kl(*whole(a)), 1))
+    close(jax.vmap(fused)(both), jax.vmap(dense)(both))
