@@ -186,8 +186,10 @@ def laws(p: Any, q: Any) -> tuple[Any, Any]:
     """A pair of distrax distributions as what `divjax.divergences` takes.
 
     Categorical and Bernoulli become log-probs [*E, K], for `divergences.kl(*laws(p, q))` and every
-    other function of log-probs. Normal, and multivariate normals with diagonal, triangular or full
-    scale, become `gaussian.DiagonalGaussian` [*E, D] or `gaussian.Gaussian` [*E, D, D], for
+    other function of log-probs. A Bernoulli is a law of two outcomes, failure and success, and can
+    stand against a Categorical of two. An entry of probability 0 has the slope 0. Normal, and
+    multivariate normals with diagonal, triangular or full scale, become
+    `gaussian.DiagonalGaussian` [*E, D] or `gaussian.Gaussian` [*E, D, D], for
     `gaussian.kl(*laws(p, q))`; a Normal is a law of one dimension.
 
     Args:
@@ -198,7 +200,7 @@ def laws(p: Any, q: Any) -> tuple[Any, Any]:
         The pair in the same order.
 
     Raises:
-        ValueError: a distribution is none of these, or the two are of different kinds.
+        ValueError: a distribution is none of these, or the two differ in kind or shape.
 
     Example:
         >>> import distrax
@@ -214,16 +216,20 @@ def laws(p: Any, q: Any) -> tuple[Any, Any]:
         discrete[0] == discrete[1], "laws", "p and q must be of one kind",
         f"{type(p).__name__} and {type(q).__name__}", "pass two discrete or two Gaussian laws",
     )  # fmt: skip
+    shapes = [list((law if discrete[0] else law.mean).shape) for law in (first, second)]
+    require(
+        shapes[0] == shapes[1], "laws", "p and q must have the same batch and the same outcomes",
+        f"{type(p).__name__} {shapes[0]} and {type(q).__name__} {shapes[1]}",
+        "broadcast one of them; a Bernoulli has 2 outcomes, failure first",
+    )  # fmt: skip
     return first, second
 
 
 def _law(name: str, law: Any) -> Any:
     import distrax
 
-    if isinstance(law, distrax.Categorical):
-        return jax.nn.log_softmax(law.logits)
-    if isinstance(law, distrax.Bernoulli):
-        return jnp.stack([jax.nn.log_sigmoid(-law.logits), jax.nn.log_sigmoid(law.logits)], axis=-1)
+    if isinstance(law, distrax.Categorical | distrax.Bernoulli):
+        return _log_probs(law)
     if isinstance(law, distrax.Normal):
         return DiagonalGaussian(law.mean()[..., None], law.variance()[..., None])
     if isinstance(law, distrax.MultivariateNormalDiag):
@@ -236,3 +242,22 @@ def _law(name: str, law: Any) -> Any:
         type(law).__name__, "or hand its log-probs or moments to the divergence yourself",
     )  # fmt: skip
     return Gaussian(law.mean(), law.covariance())
+
+
+def _log_probs(law: Any) -> Array:
+    """[*E, K]; of probabilities by their own logarithm, where `law.logits` has the slope NaN."""
+    import distrax
+
+    given = law._probs is not None  # distrax has no public way to ask
+    if isinstance(law, distrax.Categorical):
+        return _log(law.probs) if given else jax.nn.log_softmax(law.logits)
+    if given:
+        return jnp.stack([_log(law.probs, of_rest=True), _log(law.probs)], axis=-1)
+    return jnp.stack([jax.nn.log_sigmoid(-law.logits), jax.nn.log_sigmoid(law.logits)], axis=-1)
+
+
+def _log(p: Array, *, of_rest: bool = False) -> Array:
+    """log p, or log(1 - p); -inf with slope 0 where that is log 0."""
+    alive = p != (1 if of_rest else 0)  # NaN is alive
+    safe = jnp.where(alive, p, 0.5)
+    return jnp.where(alive, jnp.log1p(-safe) if of_rest else jnp.log(safe), -jnp.inf)

@@ -180,6 +180,48 @@ def test_discrete_distributions(kind):
     np.testing.assert_allclose(got, p.kl_divergence(q), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("q", [[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+def test_probabilities_of_zero_have_finite_slopes(q):
+    """log(p/q) less its mean, and 1 - p/q; 0 by what is 0 itself."""
+    q = jnp.array(q)
+
+    def kl(p, q):
+        return divergences.kl(*adapters.laws(*(distrax.Categorical(probs=x) for x in (p, q))))
+
+    p = jnp.array([0.25, 0.75, 0.0])
+    value, (by_p, by_q) = jax.value_and_grad(kl, (0, 1))(p, q)
+    terms = np.log(p[:2] / q[:2])
+    np.testing.assert_allclose(value, p[:2] @ terms, rtol=1e-6)
+    np.testing.assert_allclose(by_p, np.append(terms, 0.0) - p[:2] @ terms, rtol=1e-5)
+    np.testing.assert_allclose(by_q, np.append(1 - p[:2] / q[:2], q[2] > 0), rtol=1e-5, atol=1e-6)
+    far, slopes = jax.value_and_grad(kl, (0, 1))(q, p)
+    assert far == (np.inf if q[2] > 0 else far)
+    assert all(np.isfinite(s).all() for s in slopes)
+
+
+@pytest.mark.parametrize("coin", [0.0, 1.0, 0.3])
+def test_a_coin_is_a_law_of_two_outcomes(coin):
+    other = jnp.float32(0.6)
+    pair = lambda c: jnp.stack([1 - c, c])  # noqa: E731
+    makes = [
+        (lambda c: distrax.Bernoulli(probs=c), lambda c: distrax.Categorical(probs=pair(c))),
+        (lambda c: distrax.Bernoulli(probs=c), lambda c: distrax.Bernoulli(probs=c)),
+    ]
+    p = np.array([1 - coin, coin])[[coin < 1, coin > 0]] if coin in (0, 1) else pair(coin)
+    q = pair(0.6) if coin not in (0, 1) else pair(0.6)[int(coin)][None]
+    for first, second in makes:
+        fn = lambda c, a=first, b=second: divergences.kl(*adapters.laws(a(c), b(other)))  # noqa: E731
+        value, slope = jax.value_and_grad(fn)(jnp.float32(coin))
+        np.testing.assert_allclose(value, np.sum(p * np.log(p / q)), rtol=1e-5)
+        assert np.isfinite(slope)
+        assert np.isfinite(jax.grad(lambda c, a=first, b=second: divergences.kl(
+            *adapters.laws(b(other), a(c))))(jnp.float32(coin)))  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"laws: p and q must have the same batch.*a Bernoulli has"
+    ):
+        adapters.laws(distrax.Bernoulli(probs=0.5), distrax.Categorical(probs=jnp.ones(3)))
+
+
 @pytest.mark.parametrize("kind", ["normal", "diagonal", "triangular", "full"])
 def test_gaussian_distributions(kind):
     p, q = random_laws(kind)

@@ -16,12 +16,14 @@ def alive(logits: Array, mask: Array | None) -> Array:
 def soften(logits: Array, temperature: float) -> Array:
     """logits / temperature in float32 at least; equal logits come out equal to the last bit.
 
-    A division would not do: where the temperature is a constant it is compiled as a product, and
-    one side may be compiled and the other not. Nor a product that is fused with what follows.
+    A division does not do that: by a constant it is compiled as a product, where it is compiled.
+    Nor does a product that the compiler may join with a later difference into one rounding; the
+    select keeps them apart. The barrier keeps it from computing a constant teacher's softmax
+    itself, with sums rounded in another way than those of the student.
     """
+    logits = jax.lax.optimization_barrier(logits)
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    out: Array = jax.lax.optimization_barrier(wide * (1.0 / temperature))
-    return out
+    return jnp.where(jnp.isfinite(wide), wide * (1.0 / temperature), wide)
 
 
 def check_logits(
