@@ -1049,6 +1049,38 @@ TRANSPORT = [
     ),
 ]
 
+HEADS = [
+    Mutant(
+        "a dead row of a head counts",
+        "divergences/_blocks.py",
+        "return alive(pure(products, block.rows, block.shared), block.mask)",
+        "return pure(products, block.rows, block.shared)",
+        "divergences/test_fused.py -k inert",
+    ),
+    Mutant(
+        "logits of a bfloat16 head are rounded to it",
+        "divergences/_blocks.py",
+        "preferred_element_type=wide(hidden)",
+        "preferred_element_type=hidden.dtype",
+        "divergences/test_fused.py -k bfloat16",
+    ),
+    Mutant(
+        "a tail is worth one entry more",
+        "divergences/vocabulary.py",
+        "share = jnp.clip(filled - ",
+        "share = jnp.clip(filled + 1.0 - ",
+        "divergences/test_top_k.py -k worse",
+    ),
+    Mutant(
+        "a shard of a teacher's laws is not checked",
+        "train/teacher_store.py",
+        'hashlib.sha256(content).hexdigest() == note.get("sha256")',
+        'note.get("sha256") is not None',
+        "train/test_teacher_store.py -k flipped",
+    ),
+]
+
 ALL = [
-    *CORE, *DIVERGENCES, *TRANSPORT, *ESTIMATORS, *LOSSES, *MEASURE, *OPTIM, *MODELS, *TRAIN, *LAB,
+    *CORE, *DIVERGENCES, *HEADS, *TRANSPORT, *ESTIMATORS, *LOSSES, *MEASURE, *OPTIM, *MODELS,
+    *TRAIN, *LAB,
 ]  # fmt: skip
