@@ -54,7 +54,8 @@ def inverse_slope(generator: Generator, s: Array) -> Array:
     inside = (s > lowest) & (s < highest)
     safe = jnp.where(inside, s, 0.0)  # 0 = f'(1) is in the range of every record
     u = generator.inverse_p(safe) if generator.inverse_p else _bisect(generator, safe)
-    return jnp.where(inside, u, jnp.where(s <= lowest, -inf, inf))
+    beyond = jnp.where(s <= lowest, -inf, jnp.where(jnp.isnan(s), s, inf))
+    return jnp.where(inside, u, beyond)
 
 
 @inverse_slope.defjvp
@@ -106,7 +107,8 @@ def conjugate(generator: Generator, s: Array) -> Array:
     # At a kink s lies between two slopes and only the definition holds.
     smooth = generator.taylor is not None
     value = -generator.slope_q(safe) if smooth else s * jnp.exp(safe) - generator.under_q(safe)
-    return jnp.where(finite, value, jnp.where(u < 0, -generator.at_zero, inf))
+    beyond = jnp.where(u < 0, -generator.at_zero, jnp.where(jnp.isnan(u), u, inf))
+    return jnp.where(finite, value, beyond)
 
 
 @conjugate.defjvp

@@ -80,7 +80,8 @@ def exponential_family_renyi(
     dtype = jnp.result_type(eta_p, eta_q, jnp.float32)
     p, q = eta_p.astype(dtype), eta_q.astype(dtype)
     if order == 0:
-        return jnp.zeros_like(bregman(q, q, log_partition))
+        lost = jnp.any(jnp.isnan(p) | jnp.isnan(q), axis=-1)
+        return jnp.where(lost, jnp.nan, jnp.zeros_like(bregman(q, q, log_partition)))
     if order == 1:
         return bregman(q, p, log_partition)
     same = p == q  # -inf logits on both sides too

@@ -204,7 +204,7 @@ def alpha(p: Law, q: Law, *, order: float) -> Array:
     if order == 1:
         return r
     exponent = (order - 1.0) * r
-    fits = exponent < jnp.log(np.finfo(r.dtype).max)
+    fits = ~(exponent >= jnp.log(np.finfo(r.dtype).max))  # NaN stays what it is
     grown = jnp.expm1(jnp.where(fits, exponent, 0.0))
     return jnp.where(fits, grown / (order * (order - 1.0)), inf)
 

@@ -114,7 +114,7 @@ def plackett_luce(
 
     Returns:
         [*E, K], >= 0, and 0 where there is no event; weigh and sum as needed. +inf where an item
-        of score -inf was chosen before others.
+        of score -inf was chosen before others; NaN at all events of a row with a NaN.
 
     Raises:
         ValueError: shapes or masks do not match.
@@ -141,6 +141,9 @@ def plackett_luce(
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     here = jnp.ones(scores.shape, bool) if where is None else where
     seen = here if events is None else here & events
+    # Wherever it would be sorted to, no term of its row is known.
+    lost = jnp.any(here & (jnp.isnan(scores) | jnp.isnan(ranks)), axis=-1, keepdims=True)
+    scores = jnp.where(lost, jnp.nan, scores)
     one = jnp.vectorize(partial(_terms, ties=ties), signature="(k),(k),(k),(k)->(k)")
     return one(jnp.where(here, scores, -inf), ranks, seen, here)  # type: ignore[no-any-return]
 

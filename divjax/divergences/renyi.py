@@ -100,15 +100,16 @@ def _check_order(order: float, caller: str) -> None:
 def _renyi(pair: Pair, alpha: Array | None, order: float) -> Array:
     """From log-ratios, and from the alpha divergence where the two laws are close."""
     log_p, log_q = pair.log_p, pair.log_q
-    both = (log_p > -inf) & (log_q > -inf)
+    has_p, has_q = log_p != -inf, log_q != -inf  # NaN is not absent
+    both = has_p & has_q
     u, lq = jnp.where(both, pair.u, 0.0), jnp.where(both, log_q, 0.0)
     # What only p can reach: lost for a < 1 (its term is 0), infinite for a > 1.
-    outside = jnp.any((log_p > -inf) & (log_q == -inf), axis=-1)
+    outside = jnp.any(has_p & ~has_q, axis=-1)
     infinite = jnp.where(outside, inf, 0.0) if order > 1 else 0.0
     if order == inf:
         return jnp.max(u, axis=-1, where=both, initial=0.0) + infinite
     some = jnp.any(both, axis=-1)
-    empty = ~jnp.any((log_p > -inf) | (log_q > -inf), axis=-1)
+    empty = ~jnp.any(has_p | has_q, axis=-1)
     terms = jnp.where(both, lq + order * u, -inf)
     terms = jnp.where(some[..., None], terms, 0.0)  # a row of -inf has no gradient
     far = jax.nn.logsumexp(terms, axis=-1) / (order - 1.0)

@@ -137,8 +137,11 @@ def entropy_balance(
     ok = isinstance(delta, int | float) and 1 <= delta < float("inf")
     check.require(ok, "entropy_balance", "delta must be a number >= 1", delta, "delta=2.0")
     student, teacher = (_entropy(z, temperature) for z in (student_logits, teacher_logits))
-    forward = jnp.where(teacher > student, delta, 1.0)
-    reverse = jnp.where(student > teacher, delta, 1.0)
+    unknown = jnp.isnan(teacher) | jnp.isnan(student)
+    forward, reverse = (
+        jnp.where(unknown, jnp.nan, jnp.where(sharper, delta, 1.0))
+        for sharper in (teacher > student, student > teacher)
+    )
     return Balance(fixed(forward), fixed(reverse))
 
 
@@ -248,6 +251,7 @@ def pld(
     counted = weights != 0  # a padded class (-inf) is in no risk set; NaN counts
     steps = plackett_luce(student, ranks, events=counted)
     terms = jnp.sum(jnp.where(counted, weights, 0.0) * steps, axis=-1)
+    terms = jnp.where(jnp.isnan(teacher).any(-1), jnp.nan, terms)  # its places mean nothing
     if labels is not None:
         known = (labels >= 0) & (labels < student.shape[-1])
         terms = jnp.where(known, terms, jnp.nan)
