@@ -119,6 +119,29 @@ CASES = {
         rows(lambda x, y, a, b: [divergences.sinkhorn_divergence(
             x[:, None], y[:, None], a, b, epsilon=0.5, solver=s).value for s in SOLVERS.values()]),
         LINE, LINE[::-1], P, Q),
+    "divergences.token_log_prob": (lambda z: divergences.token_log_prob(z, LABELS), P),
+    "divergences.token_log_probs": (
+        lambda z: divergences.token_log_probs(divergences.Logits(z), LABELS, block=2), P),
+    "divergences.entropies": (lambda z: divergences.entropies(divergences.Logits(z), block=2), P),
+    "divergences.log_normalisers": (
+        lambda z: divergences.log_normalisers(divergences.Logits(z), block=2), P),
+    "divergences.fused_divergence": (
+        lambda p, h: divergences.fused_divergence(
+            divergences.Logits(p), divergences.Linear(h, SPREAD[1]), generators.kl, block=2),
+        P, Q),
+    "divergences.fused_rows": (
+        lambda h: divergences.fused_rows(
+            lambda z: z.sum(-1), divergences.Linear(h, SPREAD[1]), block=2),
+        Q),
+    "divergences.fused_sum": (
+        lambda h: divergences.fused_sum(
+            lambda z: z.sum(-1), jnp.ones(3), divergences.Linear(h, SPREAD[1]), block=2)[1],
+        Q),
+    "divergences.top_k": (
+        lambda z: list(divergences.top_k(divergences.Logits(z), 2)[1:]), P),
+    "divergences.top_k_bounds": (
+        lambda z: list(divergences.top_k_bounds(
+            divergences.top_k(divergences.Logits(P), 2), z, generators.kl)), Q),
     "losses.forward_kl": (losses.forward_kl, P, Q),
     "losses.temperature_kd": (of_means(losses.temperature_kd), P, Q),
     "losses.balanced_kd": (of_means(losses.balanced_kd), P, Q),
@@ -131,6 +154,7 @@ CASES = {
     "losses.sinkd_debiased": (clouds(losses.sinkd_debiased), P, Q),
 }  # fmt: skip
 NO_FLOATS_OUT = {
+    "divergences.Bounds", "divergences.Linear", "divergences.Logits", "divergences.TopK",
     "divergences.Power", "divergences.density_power", "divergences.gaussian",
     "divergences.generators", "divergences.ranking", "divergences.transport",
     "losses.Balance", "losses.FromLogits",

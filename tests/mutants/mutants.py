@@ -514,10 +514,8 @@ LOSSES = [
     Mutant(
         "delta on the wrong side",
         "losses/distill.py",
-        "forward = jnp.where(teacher > student, delta, 1.0)\n"
-        "    reverse = jnp.where(student > teacher, delta, 1.0)",
-        "forward = jnp.where(student > teacher, delta, 1.0)\n"
-        "    reverse = jnp.where(teacher > student, delta, 1.0)",
+        "for sharper in (teacher > student, student > teacher)",
+        "for sharper in (student > teacher, teacher > student)",
         "losses/test_distill.py -k worked_example",
     ),
     Mutant(
@@ -530,8 +528,8 @@ LOSSES = [
     Mutant(
         "delta counts at equal entropies",
         "losses/distill.py",
-        "jnp.where(teacher > student, delta, 1.0)",
-        "jnp.where(teacher >= student, delta, 1.0)",
+        "for sharper in (teacher > student, student > teacher)",
+        "for sharper in (teacher >= student, student > teacher)",
         "losses/test_distill.py -k swapping_the_roles",
     ),
     Mutant(
