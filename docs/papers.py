@@ -6,7 +6,7 @@ from pathlib import Path
 
 import symbols
 
-from divjax.lab import experiment, folder, shape, sheet, verify
+from divjax.lab import experiment, sheet, verify
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -94,12 +94,11 @@ def sections(table) -> str:
 
 def beside(found) -> list[list[str]]:
     """The parts of the claim in every stored preset on other data, with a link to its report."""
-    rows, e = [], found.experiment
-    for preset in folder.stored_presets(found):
-        link = f"[{preset}](../experiments/results/{e.name}/{preset}/report.md)"
-        held = folder.read_json(found.stored(preset) / folder.VERDICT, shape.VERDICT)
-        rows += [[p["name"], link, *figures(p)] for p in held["parts"] if preset in e.beside]
-    return rows
+    at = f"../experiments/results/{found.experiment.name}"
+    return [
+        [part["name"], f"[{preset}]({at}/{preset}/report.md)", *figures(part)]
+        for preset, part in sheet.parts_beside(found)
+    ]
 
 
 def figures(part) -> list[str]:

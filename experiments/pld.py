@@ -23,7 +23,6 @@ from divjax.lab import (
     is_pilot,
     keep,
     parted,
-    piloted,
     plots,
     summary,
     superior,
@@ -60,12 +59,6 @@ ARMS = {
 # What the pilot of the cpu preset chose: the rates where there is no grid.
 CHOSEN = dict.fromkeys(ARMS, 3e-3)
 
-# What a preset on other images measures; the claim speaks of digits.
-OTHER = (
-    "On noisy {} images, the comparisons of the claim: three seeds and no grid, each arm at the "
-    "rate that it had chosen on digits."
-)
-
 
 @dataclass(frozen=True)
 class Config:
@@ -80,10 +73,7 @@ class Config:
 
 def cells(config: Config):
     """Every arm at every rate, first on the pilot's seeds, or at the rate that was chosen."""
-    rates = {arm: RATES if config.grid else (CHOSEN[arm],) for arm in ARMS}
-    settings = [{"arm": arm, "rate": rate} for arm in ARMS for rate in rates[arm]]
-    apart = bench.IMAGES[config.images].apart
-    return piloted(config, settings, "{arm}-rate{rate:g}".format_map, apart=apart)
+    return bench.rated(config, CHOSEN, RATES)
 
 
 def run(config: Config, cell: Cell, run):
@@ -100,13 +90,6 @@ def run(config: Config, cell: Cell, run):
         # Every setting of a reported seed is scored; `analyse` reads the chosen one alone.
         test=not is_pilot(config, cell.seeds[0]),
     )
-
-
-PILOTED = (
-    "The rate of each arm (three, equally many for all) was chosen by accuracy on clean validation "
-    "images, in pilot runs with seeds that are not reported."
-)
-UNPILOTED = "No rate was chosen here: each arm has the one that the cpu preset chose on digits."
 
 
 def analyse(config: Config, records):
@@ -162,7 +145,7 @@ def analyse(config: Config, records):
             ),
         },
         notes=[
-            (PILOTED if pilot else UNPILOTED) + " Seeds are paired: one seed has one split, one "
+            bench.how_chosen(bool(pilot)) + " Seeds are paired: one seed has one split, one "
             "label noise, one teacher and one start for all arms.",
             bench.described(bench.IMAGES[config.images], noise=NOISE),
             "kd2 is the baseline of the paper: 0.1 cross-entropy + 0.9 temperature^2 KL(teacher || "
@@ -210,8 +193,5 @@ EXPERIMENT = Experiment(
     run=run,
     analyse=analyse,
     data=lambda config: [bench.IMAGES[config.images].load().provenance],
-    beside={
-        "fashion_mnist": OTHER.format("Fashion-MNIST"),
-        "cifar10": OTHER.format("CIFAR-10"),
-    },
+    beside=bench.BESIDE,
 )

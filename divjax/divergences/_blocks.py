@@ -32,6 +32,7 @@ class Layout(NamedTuple):
 
     pure: Callable[..., Any]  # (products, rows, shared) of a block; closes over nothing traced
     problem: Problem
+    lead: tuple[int, ...]  # *E
     blocks: int
     restore: Callable[[PyTree], PyTree]  # outputs [count, block, ...] to [*E, ...]
     arrange: Callable[[PyTree], PyTree]  # arrays [*E, ...] to [block, count, ...]
@@ -45,7 +46,7 @@ def lay_out(
         "row_fn", row_fn, caller=caller, signature="of one block of each source", remedy="pass one"
     )
     parts = [_parts(caller, source) for source in sources]
-    lead = leading(caller, sources)
+    lead = _leading(caller, sources)
     check.boolean_mask("mask", mask, lead, caller=caller)
     rows = prod(lead)
     check.require(rows > 0, caller, "sources must have rows", lead, "skip the call")
@@ -71,7 +72,7 @@ def lay_out(
     def closing(products: tuple[Array, ...], rows: PyTree, shared: PyTree) -> PyTree:
         return pure(products, rows, shared[0], *shared[1])
 
-    return Layout(closing, problem, blocks, partial(_restore, lead), arrange)
+    return Layout(closing, problem, lead, blocks, partial(_restore, lead), arrange)
 
 
 def _arrange(lead: tuple[int, ...], size: int, blocks: int, tree: PyTree) -> PyTree:
@@ -116,7 +117,7 @@ def _parts(caller: str, source: Any) -> Parts:
     return Parts(None, jnp.asarray(source), (), lambda _, x, __: x)
 
 
-def leading(caller: str, sources: tuple[Any, ...]) -> tuple[int, ...]:
+def _leading(caller: str, sources: tuple[Any, ...]) -> tuple[int, ...]:
     """The example shape *E that all sources share."""
     shapes = {
         type(s).__name__: jax.tree.leaves(s)[0].shape[:-1] for s in sources if isinstance(s, Source)
@@ -151,18 +152,23 @@ def _block(caller: str, block: int | None, rows: int, parts: list[Parts]) -> int
 
 
 def block_of(problem: Problem, i: Array | int) -> Problem:
-    """Block i, its dead rows set to zero: what they held may be NaN."""
+    """Block i."""
 
     def pick(x: Array) -> Array:
         out: Array = jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False)
         return out
 
     hidden, rows, mask = jax.tree.map(pick, (problem.hidden, problem.rows, problem.mask))
-    hidden, rows = alive((hidden, rows), mask)
-    return problem._replace(hidden=hidden, rows=rows, mask=mask)
+    return living(problem._replace(hidden=hidden, rows=rows, mask=mask))
 
 
-def alive(tree: PyTree, mask: Array | None) -> PyTree:
+def living(block: Problem) -> Problem:
+    """A block with its dead rows set to zero: what they held may be NaN."""
+    hidden, rows = _alive((block.hidden, block.rows), block.mask)
+    return block._replace(hidden=hidden, rows=rows)
+
+
+def _alive(tree: PyTree, mask: Array | None) -> PyTree:
     """Zeros in dead rows [b]."""
     if mask is None:
         return tree
@@ -188,4 +194,4 @@ def project(hidden: Array, head: Array) -> Array:
 
 def outputs(pure: Callable[..., PyTree], block: Problem, products: tuple[Array, ...]) -> PyTree:
     """What the row function gives of one block; 0 at dead rows."""
-    return alive(pure(products, block.rows, block.shared), block.mask)
+    return _alive(pure(products, block.rows, block.shared), block.mask)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from divjax.core import Array, check
+from divjax.core import Array, check, mul_exp
 from divjax.divergences.generators import Generator, reverse
 
 _ORDER = 4  # Taylor terms kept: u^2 ... u^5
@@ -116,6 +116,12 @@ def _finite(x: Array) -> Array:
 def _limit(weight: Array, cost: float) -> Array:
     """weight * cost; inf whatever the weight, as the weight's logarithm is finite here."""
     return jnp.full_like(weight, inf) if cost == inf else weight * cost
+
+
+def entropy(logits: Array) -> Array:
+    """[*E, K] -> [*E], of softmax(logits); -inf is probability 0."""
+    log_p = jax.nn.log_softmax(logits)
+    return jnp.sum(mul_exp(-log_p, log_p), axis=-1)
 
 
 def under_q(g: Generator, u: Array) -> Array:

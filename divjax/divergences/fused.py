@@ -19,10 +19,9 @@ from divjax.divergences._blocks import (
     Layout,
     Problem,
     RowFn,
-    alive,
     block_of,
     lay_out,
-    leading,
+    living,
     outputs,
     project,
     wide,
@@ -36,7 +35,7 @@ _SLICES = 8  # of a head's gradient: a block's share of it is never a second arr
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _project_wide(dtypes: tuple[Any, Any], hidden: Array, head: Array) -> Array:
-    """`_project` of wide copies: the product sees the types of old, derivatives stay wide."""
+    """`project` of wide copies: the product sees the types of old, derivatives stay wide."""
     return project(hidden.astype(dtypes[0]), head.astype(dtypes[1]))
 
 
@@ -87,9 +86,7 @@ def fused_rows(
     wide_heads = tuple(w.astype(wide(w)) for w in heads)
 
     def body(_: None, rows: Any) -> tuple[None, PyTree]:
-        one = lay.problem._replace(hidden=rows[0], rows=rows[1], mask=rows[2])
-        living = alive((one.hidden, one.rows), one.mask)
-        one = one._replace(hidden=living[0], rows=living[1])
+        one = living(lay.problem._replace(hidden=rows[0], rows=rows[1], mask=rows[2]))
         products = tuple(
             _project_wide(d, h.astype(wide(h)), w)
             for d, h, w in zip(dtypes, one.hidden, wide_heads, strict=True)
@@ -148,7 +145,7 @@ def _is_leaf(t: Any) -> bool:
 
 def _is_zero(t: Any) -> bool:
     """No tangent: symbolically zero, or of a type that has none."""
-    return type(t) is jax.custom_derivatives.SymbolicZero or t.dtype == jax.dtypes.float0
+    return _is_leaf(t) or t.dtype == jax.dtypes.float0
 
 
 def _chosen(tree: PyTree, wanted: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
@@ -278,25 +275,25 @@ def fused_sum(
         ('0.0743', (100, 4))
     """
     lay = lay_out("fused_sum", row_fn, sources, mask, block)
-    _check_weights(lay, leading("fused_sum", sources), weights)
+    _check_weights(lay, weights)
     cut = jax.tree.map(lambda w: jnp.moveaxis(w, 1, 0), lay.arrange(weights))
     if lay.problem.mask is not None:
-        living = jnp.moveaxis(lay.problem.mask, 1, 0)
-        cut = jax.tree.map(lambda w: jnp.where(living, w, 0), cut)
+        counts = jnp.moveaxis(lay.problem.mask, 1, 0)
+        cut = jax.tree.map(lambda w: jnp.where(counts, w, 0), cut)
     total, values = _total(lay.pure, lay.blocks, cut, lay.problem)
     return total, jax.lax.stop_gradient(lay.restore(values))
 
 
-def _check_weights(lay: Layout, lead: tuple[int, ...], weights: PyTree) -> None:
+def _check_weights(lay: Layout, weights: PyTree) -> None:
     one = block_of(lay.problem, 0)
     out = jax.eval_shape(lambda: outputs(lay.pure, one, tuple(map(project, one.hidden, one.heads))))
     given, wanted = (jax.tree.flatten(tree) for tree in (weights, out))
     check.require(
         bool(given[1] == wanted[1])  # type: ignore[operator]
-        and all(jnp.shape(w) == lead for w in given[0])
+        and all(jnp.shape(w) == lay.lead for w in given[0])
         and all(x.ndim == 1 for x in wanted[0]),
         "fused_sum",
-        f"weights must be {list(lead)} for each output of row_fn, and outputs [b]",
+        f"weights must be {list(lay.lead)} for each output of row_fn, and outputs [b]",
         (jax.tree.map(jnp.shape, weights), jax.tree.map(jnp.shape, out)),
         "return one number per row, and pass weights of zeros for what is only reported",
     )

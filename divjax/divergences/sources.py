@@ -78,7 +78,11 @@ class Linear:
         if self.bias is not None:
             check.floating("bias", self.bias, caller=caller)
             check.require(
-                self.bias.shape == (size,), caller, f"bias must be [V] = [{size}]", self.bias, "do"
+                self.bias.shape == (size,),
+                caller,
+                f"bias must be [V] = [{size}]",
+                self.bias,
+                "pass one number per row of the head",
             )
         _check_columns(caller, self.valid, size)
         shared, finish = _finish(caller, self)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from divjax.core import Array, check, mul_exp
-from divjax.divergences._terms import weighted
+from divjax.core import Array, check
+from divjax.divergences._terms import entropy, weighted
 from divjax.divergences.f import f_divergence, f_divergence_from_logits, given
 from divjax.divergences.fused import fused_rows
 from divjax.divergences.generators import Generator
@@ -142,11 +142,6 @@ def entropies(source: Source, *, mask: Array | None = None, block: int | None = 
         >>> f"{entropies(Linear(jnp.ones((1, 4)), jnp.ones((8, 4))))[0]:.4f}"
         '2.0794'
     """
-
-    def entropy(logits: Array) -> Array:
-        log_p = jax.nn.log_softmax(logits)
-        return jnp.sum(mul_exp(-log_p, log_p), axis=-1)
-
     out: Array = fused_rows(entropy, source, mask=mask, block=block)
     return out
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import divjax
+from divjax.core.files import write_atomic
 from divjax.lab.experiment import Cell, Experiment, Found
-from divjax.lab.records import LabError, plain, write_atomic
+from divjax.lab.records import LabError, plain
 from divjax.lab.shape import fault, shown
 
 RECORDS, CONFIG, VERDICT = "records.jsonl", "config.json", "verdict.json"

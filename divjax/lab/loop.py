@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from divjax.core.files import write_atomic
 from divjax.core.types import PyTree
-from divjax.lab.records import LabError, Record, plain, revive, write_atomic
+from divjax.lab.records import LabError, Record, plain, revive
 
 if TYPE_CHECKING:
     from divjax.lab.experiment import Cell

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from divjax.core.files import write_atomic
+
 Record = Mapping[str, Any]
 Records = Sequence[Record]
 
@@ -170,21 +172,6 @@ def append(path: Path, row: Record) -> None:
     with path.open("ab", buffering=0) as file:
         file.write(encode(row))
         os.fsync(file.fileno())
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """The file has the old content or the new one, never a part."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def truncate(path: Path, lines: int) -> None:

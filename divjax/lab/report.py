@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from divjax.core.files import write_atomic
 from divjax.lab import folder as folders
 from divjax.lab import plots
 from divjax.lab.experiment import Experiment, Found, Report
 from divjax.lab.page import page
-from divjax.lab.records import plain, sha256, write_atomic
+from divjax.lab.records import plain, sha256
 from divjax.lab.sheet import CAPTION, OTHERS, Sheet, Table, gather, parts_table, stored_line
 from divjax.lab.verdict import Verdict
 

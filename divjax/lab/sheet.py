@@ -196,16 +196,24 @@ def gather(found: Found, report: Report, verdict: Verdict, place: Path) -> Sheet
     )
 
 
-def others(found: Found) -> Table:
-    """The parts of the claim in every stored preset on other data, one line each."""
-    lines = []
+def parts_beside(found: Found) -> list[tuple[str, Mapping[str, Any]]]:
+    """(preset, part of the claim) of every stored preset on other data."""
+    found_parts = []
     for preset in folders.stored_presets(found):
-        held = folders.read_json(found.stored(preset) / folders.VERDICT, shape.VERDICT)
-        for part in held["parts"] if preset in found.experiment.beside else ():
-            estimate, low, high, bound = (
-                float(part[k]) for k in ("estimate", "low", "high", "threshold")
-            )
-            lines.append((part["name"], preset, *signed(estimate, low, high), number(bound)))
+        if preset in found.experiment.beside:
+            held = folders.read_json(found.stored(preset) / folders.VERDICT, shape.VERDICT)
+            found_parts += [(preset, part) for part in held["parts"]]
+    return found_parts
+
+
+def others(found: Found) -> Table:
+    """`parts_beside`, one line each."""
+    lines = []
+    for preset, part in parts_beside(found):
+        estimate, low, high, bound = (
+            float(part[k]) for k in ("estimate", "low", "high", "threshold")
+        )
+        lines.append((part["name"], preset, *signed(estimate, low, high), number(bound)))
     columns = ("part of the claim", "preset", "difference", "95 % interval", "must exceed")
     return Table(columns, lines)
 

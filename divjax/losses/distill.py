@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from divjax.core import Array, Mean, check, masked_mean, mul_exp
+from divjax.core import Array, Mean, check, masked_mean
 from divjax.divergences import f_divergence_from_logits, generators, plackett_luce, ranking
+from divjax.divergences._terms import entropy
 from divjax.losses._logits import alive, check_logits, fixed, soften
 
 FromLogits = Callable[[Array, Array], Array]
@@ -297,5 +298,4 @@ def pld_ranks(teacher_logits: Array, labels: Array | None = None) -> Array:
 
 def _entropy(logits: Array, temperature: float) -> Array:
     """[*E] entropy of softmax(logits / temperature), with -inf logits as probability 0."""
-    log_p = jax.nn.log_softmax(fixed(soften(logits, temperature)))
-    return jnp.sum(mul_exp(-log_p, log_p), axis=-1)
+    return entropy(fixed(soften(logits, temperature)))

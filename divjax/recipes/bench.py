@@ -6,7 +6,7 @@ seed do not depend on which other seeds run with it beyond the rounding of batch
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,17 @@ from flax import nnx
 
 from divjax.core import Array, Batch, Context, Loss, PyTree
 from divjax.divergences import f_divergence_from_logits, generators
-from divjax.lab import Data, cifar10, digits, fashion_mnist, minibatches, stacked_splits
+from divjax.lab import (
+    Cell,
+    Data,
+    cifar10,
+    digits,
+    fashion_mnist,
+    minibatches,
+    piloted,
+    stacked_splits,
+)
+from divjax.lab.pilot import Gridded
 from divjax.measure import calibration, expected_calibration_error
 from divjax.models import CNN, MLP, Apply, split
 from divjax.recipes import kd
@@ -137,6 +147,63 @@ IMAGES: Mapping[str, Images] = {
     ),
 }
 """Name -> images; sizes of those beside the digits were chosen by the time of a step alone."""
+
+
+BESIDE: Mapping[str, str] = {
+    name: f"On noisy {images} images, the comparisons of the claim: three seeds and no grid, each "
+    "arm at the rate that it had chosen on digits."
+    for name, images in (("fashion_mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10"))
+}
+"""Preset -> what it measures, where a claim speaks of digits and an arm has a rate alone."""
+
+
+class Rated(Gridded, Protocol):
+    """The fields of a config that `rated` asks for."""
+
+    @property
+    def images(self) -> Known:
+        """The key of IMAGES."""
+        ...
+
+
+def rated(config: Rated, chosen: Mapping[str, float], rates: Sequence[float]) -> list[Cell]:
+    """Cells of every arm: with a grid at every rate, first on the pilot's seeds; else at its own.
+
+    Args:
+        config: has `grid`, `seeds` and `images`.
+        chosen: arm -> the rate that it has without a grid.
+        rates: the grid.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from divjax.recipes import bench
+        >>> config = SimpleNamespace(grid=False, seeds=2, images="digits")
+        >>> [(c.name, c.seeds) for c in bench.rated(config, {"kd": 0.01}, (0.01, 0.1))]
+        [('kd-rate0.01', (0, 1))]
+    """
+    settings = [
+        {"arm": arm, "rate": rate}
+        for arm, own in chosen.items()
+        for rate in (rates if config.grid else (own,))
+    ]
+    apart = IMAGES[config.images].apart
+    return piloted(config, settings, "{arm}-rate{rate:g}".format_map, apart=apart)
+
+
+def how_chosen(by_pilot: bool) -> str:
+    """Where the rates of `rated` come from, as a note of a report.
+
+    Example:
+        >>> from divjax.recipes import bench
+        >>> bench.how_chosen(False)[:23]
+        'No rate was chosen here'
+    """
+    if by_pilot:
+        return (
+            "The rate of each arm (three, equally many for all) was chosen by accuracy on clean "
+            "validation images, in pilot runs with seeds that are not reported."
+        )
+    return "No rate was chosen here: each arm has the one that the cpu preset chose on digits."
 
 
 def described(images: Images, *, noise: float) -> str:

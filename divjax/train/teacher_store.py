@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from divjax.core import check
+from divjax.core.files import write_atomic
 from divjax.divergences import TopK
 
 _FORMAT = 1
@@ -69,11 +70,11 @@ def write(
         ...     teacher_store.read(folder).laws([2, 0]).ids[:, :, 0].tolist()
         [[4, 5], [0, 1]]
     """
-    check.count("shard", shard, caller="write")
+    check.count("shard", shard, caller="teacher_store.write")
     tokens = np.asarray(tokens)
     check.require(
         np.issubdtype(tokens.dtype, np.integer) and tokens.ndim > 0 and len(tokens) > 0,
-        "write",
+        "teacher_store.write",
         "tokens must be int [N, *T] with N > 0",
         tokens,
         "pass the ids of the corpus",
@@ -103,16 +104,16 @@ def _same_or_new(place: Path, about: dict[str, Any]) -> None:
             f"{k}: {held.get(k)!r} there, {v!r} here" for k, v in about.items() if held.get(k) != v
         ]
         check.require(
-            not other, "write", f"{place} must be of the same run", "; ".join(other),
+            not other, "teacher_store.write", f"{place} must be of the same run", "; ".join(other),
             "pass a folder of its own",
         )  # fmt: skip
         return
-    foreign = sorted(p.name for p in place.iterdir() if not p.name.endswith(".tmp"))
+    foreign = sorted(p.name for p in place.iterdir() if not p.name.endswith(".new"))
     check.require(
-        not foreign, "write", f"{place} must be empty or a store", foreign[:5],
+        not foreign, "teacher_store.write", f"{place} must be empty or a store", foreign[:5],
         "pass a folder of its own",
     )  # fmt: skip
-    _replace(file, json.dumps(about, indent=2).encode())
+    write_atomic(file, json.dumps(about, indent=2).encode())
 
 
 def _write_shard(place: Path, number: int, law: TopK, shape: tuple[int, ...]) -> None:
@@ -120,7 +121,7 @@ def _write_shard(place: Path, number: int, law: TopK, shape: tuple[int, ...]) ->
     fits = arrays["ids"].shape[:-1] == arrays["log_tail"].shape == shape
     check.require(
         fits and arrays["ids"].shape == arrays["log_probs"].shape,
-        "write",
+        "teacher_store.write",
         f"teacher must give ids and log_probs {[*shape, 'K']} and log_tail {list(shape)}",
         {name: x.shape for name, x in arrays.items()},
         "return top_k(source, k) of a source with these rows",
@@ -128,19 +129,9 @@ def _write_shard(place: Path, number: int, law: TopK, shape: tuple[int, ...]) ->
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes them for options
     content = buffer.getvalue()
-    _replace(place / f"{number:06d}.npz", content)
+    write_atomic(place / f"{number:06d}.npz", content)
     digest = {"sha256": hashlib.sha256(content).hexdigest(), "k": int(arrays["ids"].shape[-1])}
-    _replace(place / f"{number:06d}.json", json.dumps(digest).encode())
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Whole or not at all, after a loss of power too."""
-    draft = file.with_name(file.name + ".tmp")
-    with draft.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
+    write_atomic(place / f"{number:06d}.json", json.dumps(digest).encode())
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -190,14 +181,14 @@ def read(folder: str | os.PathLike[str]) -> Store:
         str(place),
         f"about.json must be of a store of format {_FORMAT}",
         about,
-        "write it by write of this version",
+        "write it by teacher_store.write of this version",
     )
     rows, shard = about["rows"], about["shard"]
     notes = [_recorded(place, number) for number in range(-(-rows // shard))]
     missing = [number for number, note in enumerate(notes) if note is None]
     check.require(
         not missing, str(place), f"must hold {len(notes)} shards", f"without {missing[:5]}",
-        "call write again: it goes on where it was",
+        "call teacher_store.write again: it goes on where it was",
     )  # fmt: skip
     shape = tuple(about["row"])
 
@@ -210,7 +201,8 @@ def read(folder: str | os.PathLike[str]) -> Store:
         where = np.asarray(indices, np.int64)
         check.require(
             where.ndim == 1 and bool(((where >= 0) & (where < rows)).all()),
-            "laws", f"indices must be [B] in 0..{rows - 1}", indices, "take them modulo the rows",
+            "Store.laws", f"indices must be [B] in 0..{rows - 1}", indices,
+            "take them modulo the rows",
         )  # fmt: skip
         parts = [(load(int(i) // shard), int(i) % shard) for i in where]
         return TopK(*(np.stack([part[name][i] for part, i in parts]) for name in _TYPES))  # type: ignore[arg-type]
@@ -223,7 +215,7 @@ def _load(file: Path, note: Mapping[str, Any], shape: tuple[int, ...]) -> dict[s
     check.require(
         hashlib.sha256(content).hexdigest() == note.get("sha256"),
         str(file), "must have the SHA-256 noted beside it", "another content",
-        f"delete {file.stem}.json and call write again",
+        f"delete {file.stem}.json and call teacher_store.write again",
     )  # fmt: skip
     try:
         with np.load(io.BytesIO(content)) as held:

@@ -534,7 +534,7 @@ LOSSES = [
     ),
     Mutant(
         "sign of the entropy",
-        "losses/distill.py",
+        "divergences/_terms.py",
         "mul_exp(-log_p, log_p)",
         "mul_exp(log_p, log_p)",
         "losses/test_distill.py -k worked_example",
@@ -1051,7 +1051,7 @@ HEADS = [
     Mutant(
         "a dead row of a head counts",
         "divergences/_blocks.py",
-        "return alive(pure(products, block.rows, block.shared), block.mask)",
+        "return _alive(pure(products, block.rows, block.shared), block.mask)",
         "return pure(products, block.rows, block.shared)",
         "divergences/test_fused.py -k inert",
     ),
