@@ -564,6 +564,13 @@ LOSSES = [
         "return logits",
         "losses/test_distill.py -k fully_masked",
     ),
+    Mutant(
+        "softening divides",
+        "losses/_logits.py",
+        "wide * (1.0 / temperature)",
+        "wide / temperature",
+        "losses/test_equal_logits.py -k exactly_zero",
+    ),
 ]
 
 MEASURE = [
@@ -983,6 +990,34 @@ TRANSPORT = [
         "jnp.where(gap != 0, gap, 1.0) ** power",
         "jnp.where(gap != 0, gap, 1.0)",
         "divergences/test_wasserstein.py -k any_power",
+    ),
+    Mutant(
+        "the potentials keep their constant",
+        "divergences/transport.py",
+        "f, g = f - shift, g + shift",
+        "f, g = f + 0.0 * shift, g",
+        "divergences/test_transport.py -k any_epsilon",
+    ),
+    Mutant(
+        "a panel is never halved",
+        "divergences/_quadrature.py",
+        "(wanted & poor & (panels.width[-1] == 0))",
+        "(wanted & poor & False)",
+        "divergences/test_bregman_far.py -k certain_laws",
+    ),
+    Mutant(
+        "a quadrature that missed something is believed",
+        "divergences/bregman.py",
+        "jnp.where(missed, inf, found.error)",
+        "found.error",
+        "divergences/test_bregman_far.py -k better_of_the_two",
+    ),
+    Mutant(
+        "a score that is NaN is sorted like a number",
+        "divergences/ranking.py",
+        "scores = jnp.where(lost, jnp.nan, scores)",
+        "scores = jnp.where(lost, scores, scores)",
+        "conformance/test_nan.py -k plackett",
     ),
     Mutant(
         "a choice is in no risk set of its own",
