@@ -48,10 +48,11 @@ def linen(
         stream: the name of its random stream.
 
     Returns:
-        Stateful; `carry` is () for a module without other collections.
+        Stateful. `carry` holds the other collections, () if there are none: hand it to
+        step.init(params, key, carry) and to every apply, whose second output is the next one.
 
     Raises:
-        ValueError: there are no "params".
+        ValueError: there are no "params"; in apply: `carry` is missing.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -72,6 +73,11 @@ def linen(
     ) -> tuple[Array, PyTree]:
         keyword = {} if train_keyword is None else {train_keyword: train}
         rngs = None if key is None else {stream: key}
+        require(
+            not rest or bool(carry), "linen", f"carry must hold {sorted(rest)}", carry,
+            "pass carry=, the third of what linen(...) returned: start with step.init(params, key, "
+            "carry), call apply(..., carry=ctx.carry), return Loss(..., carry=carry)",
+        )  # fmt: skip
         everything = {"params": params, **(carry or {})}
         mutable = sorted(carry) if train and carry else False
         out = module.apply(everything, inputs, rngs=rngs, mutable=mutable, **keyword)
@@ -82,6 +88,8 @@ def linen(
 
 def haiku(transformed: Any, params: PyTree, *, train_keyword: str | None = None) -> Stateful:
     """A pair (init, apply) whose apply is (params, rng, inputs) -> outputs, as of haiku.transform.
+
+    Neither of haiku.without_apply_rng nor of haiku.transform_with_state, whose signatures differ.
 
     Args:
         transformed: has `.apply`.

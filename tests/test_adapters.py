@@ -152,6 +152,14 @@ def test_statistics_of_linen_travel_as_carry():
         apply(params, X, key=jax.random.split(jax.random.key(0), 16), train=True, carry=carry)
 
 
+def test_statistics_that_were_forgotten():
+    variables = Normed().init(jax.random.key(0), X)
+    params, apply, _ = adapters.linen(Normed(), variables, train_keyword="train")
+    for train in (False, True):
+        with pytest.raises(ValueError, match=r"carry must hold \['batch_stats'\].*pass carry="):
+            apply(params, X, train=train)
+
+
 def test_variables_without_params():
     with pytest.raises(ValueError, match='linen: variables must have "params"'):
         adapters.linen(Linen(), {"batch_stats": {}})

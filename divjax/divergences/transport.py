@@ -306,6 +306,7 @@ def sinkhorn_divergence(
     between = squared_euclidean if cost is None else cost
     signature, remedy = "(x [N, D], y [M, D]) -> [N, M]", "for example manhattan"
     caller = "sinkhorn_divergence"
+    check.positive("epsilon", epsilon, caller=caller)
     check.function("cost", between, caller=caller, signature=signature, remedy=remedy)
 
     def transport(x: Array, y: Array, log_a: Array | None, log_b: Array | None) -> Transport:

@@ -138,11 +138,10 @@ def entropy_balance(
     ok = isinstance(delta, int | float) and 1 <= delta < float("inf")
     check.require(ok, "entropy_balance", "delta must be a number >= 1", delta, "delta=2.0")
     student, teacher = (_entropy(z, temperature) for z in (student_logits, teacher_logits))
-    unknown = jnp.isnan(teacher) | jnp.isnan(student)
-    forward, reverse = (
-        jnp.where(unknown, jnp.nan, jnp.where(sharper, delta, 1.0))
-        for sharper in (teacher > student, student > teacher)
-    )
+    forward = jnp.where(teacher > student, delta, 1.0)
+    reverse = jnp.where(student > teacher, delta, 1.0)
+    lost = jnp.isnan(teacher) | jnp.isnan(student)
+    forward, reverse = (jnp.where(lost, jnp.nan, weight) for weight in (forward, reverse))
     return Balance(fixed(forward), fixed(reverse))
 
 

@@ -63,6 +63,7 @@ def sinkd(
         >>> print(f"{mean.total:.6f} {mean.value:.6f} {plan.marginal_error:.4f}")
         1.000223 0.333408 0.0012
     """
+    check.positive("epsilon", epsilon, caller="sinkd")
     p, q, rows = _clouds("sinkd", student_logits, teacher_logits, temperature, mask, axis_name)
     plan = sinkhorn(manhattan(p, q), rows, rows, epsilon=epsilon, solver=solver)
     return _per_row(plan.cost, rows, axis_name), plan
@@ -107,6 +108,7 @@ def sinkd_debiased(
         >>> print(f"{sinkd_debiased(logits, logits)[0].value:.4f}")
         0.0000
     """
+    check.positive("epsilon", epsilon, caller="sinkd_debiased")
     p, q, rows = _clouds(
         "sinkd_debiased", student_logits, teacher_logits, temperature, mask, axis_name
     )

@@ -127,10 +127,13 @@ def group_norm(groups: int = 4) -> Norm:
     """GroupNorm: no batch statistics, hence nothing to carry and nothing to sum over devices.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from divjax.models import group_norm
-        >>> type(group_norm(2)(8, nnx.Rngs(0))).__name__
-        'GroupNorm'
+        >>> x = jnp.arange(16.0).reshape(1, 2, 2, 4)
+        >>> y = group_norm(2)(4, nnx.Rngs(0))(x)[0, ..., :2]  # one row, one group of channels
+        >>> print(f"{abs(y.mean()):.2f} {y.std():.2f}")
+        0.00 1.00
     """
     return lambda channels, rngs: nnx.GroupNorm(channels, num_groups=groups, rngs=rngs)
 
@@ -144,10 +147,13 @@ def batch_norm(*, momentum: float = 0.9, axis_name: str | None = None) -> Norm:
             normalise by its own rows, another function.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from divjax.models import batch_norm
-        >>> type(batch_norm()(8, nnx.Rngs(0))).__name__
-        'BatchNorm'
+        >>> layer = batch_norm(momentum=0.9)(1, nnx.Rngs(0))
+        >>> y = layer(jnp.array([[1.0], [3.0]]).reshape(2, 1, 1, 1))  # by the mean 2 of the batch
+        >>> [f"{v:.2f}" for v in y.ravel()], f"{layer.mean[...].item():.2f}"  # and 0.1 * 2 kept
+        (['-1.00', '1.00'], '0.20')
     """
     return lambda channels, rngs: nnx.BatchNorm(
         channels, momentum=momentum, axis_name=axis_name, rngs=rngs

@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from divjax.core import PyTree
+from divjax.core.check import describe
 
 Index = tuple[slice, ...]
 
@@ -17,10 +18,19 @@ Index = tuple[slice, ...]
 def named(tree: PyTree) -> dict[str, Any]:
     """Path -> leaf, such as ".params['w']": independent of the classes of the nodes."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path): x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
-        for path, x in leaves
-    }
+    return {jax.tree_util.keystr(path): _array(path, x) for path, x in leaves}
+
+
+def _array(path: Any, x: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    try:
+        return jnp.asarray(x)
+    except TypeError as error:
+        raise ValueError(
+            f"checkpoint: leaf {jax.tree_util.keystr(path)} must be an array or a number, got "
+            f"{describe(x)}; keep it in the config, or out of the state"
+        ) from error
 
 
 def type_of(x: jax.Array | jax.ShapeDtypeStruct) -> str:

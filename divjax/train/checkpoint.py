@@ -244,8 +244,8 @@ def _write(
     later: bool,
 ) -> None:
     """Begins to write; with `later`, in place of the checkpoints of this and of later steps."""
-    ok = isinstance(step, int) and step >= 0
-    require(ok, "save", "step must be an int >= 0", step, "pass int(state.step)")
+    ok = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+    require(ok, "save", "step must be an int >= 0", step, "pass save(int(state.step), state)")
     leaves = named(state)
     stored = {name: x for name, x in leaves.items() if x.size > 0}  # orbax refuses the others
     require(
@@ -339,8 +339,9 @@ def _check_about(path: Path, about: Any, config: Any, like: Mapping[str, Any]) -
     for name in sorted({*have, *want}):
         if have.get(name) != want.get(name):
             raise ValueError(
-                f"{path}: leaf {name} must be {want.get(name, 'absent')}, the checkpoint has "
-                f"{have.get(name, 'none')}; build the state as it was when it was saved"
+                f"restore: leaf {name} of like must be {have.get(name, 'absent')} as in {path}, "
+                f"got {want.get(name, 'no such leaf')}; build like as the state that was saved, "
+                "for example by step.init"
             )
 
 

@@ -209,7 +209,9 @@ def compile(
         mode: "jit", "shard_map" or "pmap".
         mesh: one axis, see `data_mesh`; None is one device, as for jax.jit.
         rule: (path, shape) of a parameter -> PartitionSpec, with mode "jit"; None replicates.
-        donate: reuse the memory of the state passed in, which is then gone.
+        donate: reuse the memory of the state passed in, which is then gone: go on with the one that
+            is returned. Touching the old one fails ("Array has been deleted", "Buffer has been
+            deleted or donated"); to keep it, copy before (jnp.copy), or pass donate=False.
 
     Returns:
         update(state, batch, frozen=None) -> (state, Info). The batch holds the rows of all devices,

@@ -136,6 +136,9 @@ def test_any_potential_is_as_good_as_the_better_of_the_two_bounds():
         size = np.abs(x).max(-1) + np.abs(y).max(-1)
         assert (np.abs(value - expected) <= 8 * EPS * size).all()
         assert (value >= 0).all()
+    # A step between two nodes, in terms so large that the definition is known to 1e3 only.
+    hidden = lambda v: bernoulli_log_partition(v) + 1e10  # noqa: E731
+    assert 5e3 < bregman(jnp.array([1e4]), jnp.array([-2e4]), hidden) < 2e4
     assert bregman(jnp.array([1.0]), jnp.array([0.0]), lambda v: -half_square(v)) == -0.5
     assert bregman(jnp.array([1.0]), jnp.array([0.5]), huber) > 0
 

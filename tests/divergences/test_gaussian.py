@@ -488,3 +488,40 @@ def test_a_variance_that_is_nan_gives_nan(full, side):
         assert jnp.isnan(jax.jit(f)(*pair)), f
     assert jnp.isnan(gaussian.squared_wasserstein(*pair))
     assert jnp.isnan(gaussian.renyi(*pair, order=0.5))
+
+
+def test_digits_in_float32_go_with_the_condition_number():
+    """What the docstring of kl says: 8 less its logarithm, to a factor of ten."""
+    rng = np.random.default_rng(11)
+
+    def covariance(condition):
+        q = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+        c = np.float32((q * np.geomspace(1, 1 / condition, 5)) @ q.T)
+        return (c + c.T) / 2
+
+    for condition in (1e1, 1e3, 1e5):
+        m, n = np.float32(rng.normal(size=(2, 20, 5)))
+        a, b = (np.stack([covariance(condition) for _ in range(20)]) for _ in range(2))
+        value = jax.jit(gaussian.kl)(gaussian.Gaussian(m, a), gaussian.Gaussian(n, b))
+        wide, other = np.float64(a), np.float64(b)
+        inverse, d = np.linalg.inv(other), np.float64(n) - m
+        quadratic = np.einsum("bi,bij,bj->b", d, inverse, d)
+        traces = np.einsum("bij,bji->b", inverse, wide) - 5
+        dets = np.linalg.slogdet(other)[1] - np.linalg.slogdet(wide)[1]
+        error = np.abs(value / (0.5 * (quadratic + traces + dets)) - 1)
+        assert np.median(error) < 1e-8 * condition + 1e-7
+        assert error.max() < 1e-7 * condition + 1e-6
+
+
+def test_derivatives_along_the_subspace_of_singular_laws():
+    """Those of the laws of one dimension that they are; off it they mean nothing."""
+    way = np.float32([0.6, 0.8])
+
+    def kl(mean, spread, along):
+        p = gaussian.Gaussian(mean * along, spread * jnp.outer(along, along))
+        q = gaussian.Gaussian(jnp.zeros(2), 3.0 * jnp.outer(along, along))
+        return gaussian.kl(p, q)
+
+    value, slopes = jax.value_and_grad(kl, (0, 1))(jnp.float32(1.0), jnp.float32(2.0), way)
+    np.testing.assert_allclose(value, 0.5 * (2 / 3 - 1 + np.log(1.5) + 1 / 3), rtol=1e-5)
+    np.testing.assert_allclose(slopes, [1 / 3, 0.5 * (1 / 3 - 1 / 2)], rtol=1e-5)

@@ -382,6 +382,7 @@ C = jnp.zeros((2, 3))
             lambda: sinkhorn(C, epsilon=0.1, solver=20),
             r"solver must be a function .*unrolled\(20\)",
         ),
+        (lambda: sinkhorn_divergence(C, C, epsilon=-0.1), "^sinkhorn_divergence: epsilon must be"),
         (lambda: sinkhorn_divergence(C, C, epsilon=0.1, cost=2), "cost must be a function"),
         (lambda: unrolled(0), "iterations must be an integer >= 1"),
         (lambda: converged(max_iterations=15), "multiple of 10"),

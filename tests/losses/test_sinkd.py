@@ -188,7 +188,8 @@ def test_one_plan_over_all_devices(loss):
     [
         (lambda z: sinkd(z[0], z[0]), r"logits must be \[B, K\]"),
         (lambda z: sinkd(z, z, temperature=0.0), "temperature must be"),
-        (lambda z: sinkd(z, z, epsilon=-1.0), "epsilon must be"),
+        (lambda z: sinkd(z, z, epsilon=-1.0), "^sinkd: epsilon must be"),
+        (lambda z: sinkd_debiased(z, z, epsilon=0.0), "^sinkd_debiased: epsilon must be"),
         (lambda z: sinkd(z, z[:, :2]), "vocabularies of two sizes"),
         (lambda z: sinkd_debiased(z, z, mask=jnp.ones((4, 1))), "mask must be bool"),
     ],

@@ -24,3 +24,8 @@ def test_one_device(mode, donate):
     second, _ = update(first, BATCH)
     assert first.params["w"].is_deleted() == donate
     assert not second.params["w"].is_deleted()
+    if donate:  # the words that the docstring of compile quotes
+        with pytest.raises((ValueError, RuntimeError), match=r"[Bb]uffer has been deleted|donated"):
+            update(first, BATCH)
+        with pytest.raises(RuntimeError, match="Array has been deleted"):
+            float(first.params["w"][0])

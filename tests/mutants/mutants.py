@@ -514,8 +514,10 @@ LOSSES = [
     Mutant(
         "delta on the wrong side",
         "losses/distill.py",
-        "for sharper in (teacher > student, student > teacher)",
-        "for sharper in (student > teacher, teacher > student)",
+        "forward = jnp.where(teacher > student, delta, 1.0)\n"
+        "    reverse = jnp.where(student > teacher, delta, 1.0)",
+        "forward = jnp.where(student > teacher, delta, 1.0)\n"
+        "    reverse = jnp.where(teacher > student, delta, 1.0)",
         "losses/test_distill.py -k worked_example",
     ),
     Mutant(
@@ -528,8 +530,8 @@ LOSSES = [
     Mutant(
         "delta counts at equal entropies",
         "losses/distill.py",
-        "for sharper in (teacher > student, student > teacher)",
-        "for sharper in (teacher >= student, student > teacher)",
+        "jnp.where(teacher > student, delta, 1.0)",
+        "jnp.where(teacher >= student, delta, 1.0)",
         "losses/test_distill.py -k swapping_the_roles",
     ),
     Mutant(
@@ -561,6 +563,13 @@ LOSSES = [
         "return logits if mask is None else jnp.where(mask[..., None], logits, 0.0)",
         "return logits",
         "losses/test_distill.py -k fully_masked",
+    ),
+    Mutant(
+        "softening divides",
+        "losses/_logits.py",
+        "wide * (1.0 / temperature)",
+        "wide / temperature",
+        "losses/test_equal_logits.py -k exactly_zero",
     ),
 ]
 
@@ -995,6 +1004,34 @@ TRANSPORT = [
         "jnp.where(gap != 0, gap, 1.0) ** power",
         "jnp.where(gap != 0, gap, 1.0)",
         "divergences/test_wasserstein.py -k any_power",
+    ),
+    Mutant(
+        "the potentials keep their constant",
+        "divergences/transport.py",
+        "f, g = f - shift, g + shift",
+        "f, g = f + 0.0 * shift, g",
+        "divergences/test_transport.py -k any_epsilon",
+    ),
+    Mutant(
+        "a panel is never halved",
+        "divergences/_quadrature.py",
+        "(wanted & poor & (panels.width[-1] == 0))",
+        "(wanted & poor & False)",
+        "divergences/test_bregman_far.py -k certain_laws",
+    ),
+    Mutant(
+        "a quadrature that missed something is believed",
+        "divergences/bregman.py",
+        "jnp.where(missed, inf, found.error)",
+        "found.error",
+        "divergences/test_bregman_far.py -k better_of_the_two",
+    ),
+    Mutant(
+        "a score that is NaN is sorted like a number",
+        "divergences/ranking.py",
+        "scores = jnp.where(lost, jnp.nan, scores)",
+        "scores = jnp.where(lost, scores, scores)",
+        "conformance/test_nan.py -k plackett",
     ),
     Mutant(
         "a choice is in no risk set of its own",

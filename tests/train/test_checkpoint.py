@@ -225,10 +225,10 @@ def test_config_must_be_json(tmp_path):
 def test_state_of_another_shape_names_the_leaf(tmp_path):
     checkpoint.save(tmp_path, 3, start(), {})
     other = start()._replace(carry={"n": jnp.int32(0), "m": jnp.zeros(2)})
-    with pytest.raises(ValueError, match=r"carry\['m'\] must be float32 \[2\], .* has none"):
+    with pytest.raises(ValueError, match=r"carry\['m'\] of like must be absent as in"):
         checkpoint.restore(tmp_path, other, {})
     other = start()._replace(params={"w": jnp.zeros((4, 3)), "b": jnp.float32(0)})
-    with pytest.raises(ValueError, match=r"params\['w'\] must be float32 \[4, 3\], .* bfloat16"):
+    with pytest.raises(ValueError, match=r"params\['w'\] of like must be bfloat16.* got float32"):
         checkpoint.restore(tmp_path, other, {})
 
 
@@ -370,9 +370,11 @@ def test_leaves_without_elements_are_kept(tmp_path):
     checkpoint.save(tmp_path, 3, state, {})
     restored, _ = checkpoint.restore(tmp_path, state, {})
     same(restored, state)
-    with pytest.raises(ValueError, match=r"\['none'\] must be float32 \[0, 4\], .* \[0, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"\['none'\] of like must be .* \[0, 3\].* got .*\[0, 4\]"
+    ):
         checkpoint.restore(tmp_path, {**state, "none": jnp.zeros((0, 4))}, {})
-    with pytest.raises(ValueError, match=r"\['none'\] must be absent"):
+    with pytest.raises(ValueError, match=r"\['none'\] of like must be .* got no such leaf"):
         checkpoint.restore(tmp_path, {"x": state["x"], "keys": state["keys"]}, {})
 
 
@@ -495,6 +497,10 @@ def test_one_save_keeps_the_steps_beside_it(tmp_path):
         checkpoint.save(tmp_path, 5, {"w": jnp.zeros(2)}, {})
     with pytest.raises(ValueError, match="step must be an int >= 0"):
         checkpoint.save(tmp_path, -1, {"w": jnp.zeros(2)}, {})
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="step must be an int >= 0, got True; pass save"):
+        checkpoint.save(tmp_path, True, {"w": jnp.zeros(2)}, {})
+    with pytest.raises(ValueError, match=r"leaf \['w'\] must be an array or a number, got 'text'"):
         checkpoint.save(tmp_path, 7, {"w": "text"}, {})
+    with pytest.raises(ValueError, match=r"leaf \['w'\] must be an array or a number, got <obj"):
+        checkpoint.restore(tmp_path, {"w": object()}, {})
     assert checkpoint.restore(tmp_path, {"w": jnp.zeros(2)}, {})[1] == 10
