@@ -7,13 +7,13 @@ the derivatives are formed in the same pass: two thirds of the matrix products.
 
 from collections.abc import Callable
 from functools import partial
+from math import gcd
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from divjax.core import Array, PyTree, check
-from divjax.core.chunk import even_block
 from divjax.core.reduce import vary_like
 from divjax.divergences._blocks import (
     Layout,
@@ -27,7 +27,8 @@ from divjax.divergences._blocks import (
     wide,
 )
 
-_SLICES = 8  # of a head's gradient: a block's share of it is never a second array of its size
+_SLICES = 16  # of a head's gradient: a block's share of it is never a second array of its size
+_PARTS = 16  # over how many devices a vocabulary may lie, if their number divides this
 
 
 # --- an output per row, recomputed by whatever differentiates it ---
@@ -217,21 +218,29 @@ def _slopes(
 
 
 def _add_product(total: Array, dz: Array, hidden: Array) -> Array:
-    """total [V, H] + dz^T hidden, a few columns at a time, in place."""
-    width = hidden.shape[1]
-    part = even_block(width, -(-width // _SLICES))
-    if width % part:
-        part = width
+    """total [V, H] + dz^T hidden, a few rows of it at a time, in place.
+
+    A slice takes some rows of each of `_PARTS` equal parts of the vocabulary: a head that lies in
+    parts on several devices is cut the same way on each, and nothing has to move.
+    """
+    size, width = total.shape
+    parts = gcd(size, _PARTS)
+    rows = size // parts
+    part = -(-rows // _SLICES)
 
     def body(i: Array, total: Array) -> Array:  # a loop, as XLA would form all products at once
-        columns = jax.lax.dynamic_slice_in_dim(hidden, i * part, part, 1)
+        start = jnp.minimum(i * part, rows - part)
+        columns = jax.lax.dynamic_slice_in_dim(dz.reshape(-1, parts, rows), start, part, 2)
+        fresh = start + jnp.arange(part) >= i * part  # the last slice overlaps the one before it
+        columns = jnp.where(fresh, columns, 0).reshape(-1, parts * part)
         product = jax.lax.dot_general(
-            dz, columns, (((0,), (0,)), ((), ())), preferred_element_type=total.dtype
-        )
-        sum_ = jax.lax.dynamic_slice_in_dim(total, i * part, part, 1) + product
-        return jax.lax.dynamic_update_slice_in_dim(total, sum_, i * part, 1)
+            columns, hidden, (((0,), (0,)), ((), ())), preferred_element_type=total.dtype
+        ).reshape(parts, part, width)
+        sum_ = jax.lax.dynamic_slice_in_dim(total, start, part, 1) + product
+        return jax.lax.dynamic_update_slice_in_dim(total, sum_, start, 1)
 
-    out: Array = jax.lax.fori_loop(0, width // part, body, total)
+    sums = jax.lax.fori_loop(0, -(-rows // part), body, total.reshape(parts, rows, width))
+    out: Array = sums.reshape(size, width)
     return out
 
 
